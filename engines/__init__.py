@@ -1,0 +1,1 @@
+"""Executing the graphs of a bundle: the session protocol and its backends."""

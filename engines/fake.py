@@ -1,0 +1,70 @@
+"""A backend without a model, for tests of whatever drives sessions (shipped, so that users can test theirs)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Callable, Optional
+
+import numpy as np
+
+from freeprompt.bundle import Bundle
+from freeprompt.engines.session import Array, Feed, HostArray, NumpyArray, check_feeds
+from freeprompt.manifest import TensorSpec
+
+Behaviour = Callable[[str, Mapping[str, NumpyArray]], dict[str, NumpyArray]]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One run of a fake session: which graph, and what it was given."""
+
+    graph: str
+    feeds: dict[str, NumpyArray]
+
+
+@dataclass
+class FakeBackend:
+    """Checks feeds as a real backend does, notes every call, and computes zeros or what ``behaviour`` says.
+
+    Args:
+        behaviour: maps (graph name, inputs) to outputs; None gives zeros of the manifest's shapes.
+    """
+
+    behaviour: Optional[Behaviour] = None
+    calls: list[Call] = field(default_factory=list)
+    name: str = "fake"
+    device: str = "fake"
+
+    def open(self, bundle: Bundle, graph: str) -> FakeSession:
+        spec = bundle.manifest.graph(graph)
+        return FakeSession(self, graph, spec.inputs, spec.outputs)
+
+    def upload(self, array: NumpyArray) -> Array:
+        return HostArray(np.array(array))
+
+
+@dataclass
+class FakeSession:
+    """A session of ``FakeBackend``."""
+
+    backend: FakeBackend
+    graph: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def run(self, feeds: Mapping[str, Feed]) -> dict[str, Array]:
+        sizes = check_feeds(self.graph, self.inputs, feeds)
+        values = {k: v if isinstance(v, np.ndarray) else v.numpy() for k, v in feeds.items()}
+        self.backend.calls.append(Call(self.graph, values))
+        if self.backend.behaviour is not None:
+            results = self.backend.behaviour(self.graph, values)
+        else:
+            results = {
+                spec.name: np.zeros(
+                    tuple(d if isinstance(d, int) else sizes.get(d, 1) for d in spec.shape),
+                    spec.dtype,
+                )
+                for spec in self.outputs
+            }
+        return {name: HostArray(value) for name, value in results.items()}

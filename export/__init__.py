@@ -1,0 +1,1 @@
+"""From a diffusers checkpoint to a bundle. The only part that imports PyTorch."""

@@ -1,0 +1,113 @@
+"""The graphs of one U-Net, cut from one traced model so that they share every weight.
+
+The traced model takes recorded rows and gives every recordable layer's hidden states. From it come:
+
+- ``step``: neither; one engine that does everything.
+- ``step_recorded``: takes recorded rows.
+- ``record``: gives hidden states and nothing else, so that everything after the last recorded layer falls away, and
+  with it guidance and the scheduler; rows use their own maps, so that the routing falls away too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+
+ROUTING_INPUTS = ("map_row", "cross_map_row")
+
+
+def to_step(model: ir.Model) -> None:
+    """Take away recorded inputs and hidden outputs."""
+    _keep_outputs(model, {"next_latents"})
+    for value in list(model.graph.inputs):
+        if value.name is not None and value.name.startswith("record_"):
+            _bypass(model, (use.node for use in value.uses()))
+            model.graph.inputs.remove(value)
+    _finish(model, "step")
+
+
+def to_step_recorded(model: ir.Model) -> None:
+    """Take away hidden outputs."""
+    _keep_outputs(model, {"next_latents"})
+    _finish(model, "step_recorded")
+
+
+def to_record(model: ir.Model, outputs: dict[str, str]) -> None:
+    """Keep the hidden states only.
+
+    Args:
+        outputs: traced output name -> name in the record graph.
+    """
+    graph = model.graph
+    _keep_outputs(model, set(outputs))
+    for value in list(graph.inputs):
+        if value.name is not None and value.name.startswith("record_"):
+            _bypass(model, (use.node for use in value.uses()))
+            graph.inputs.remove(value)
+    for value in list(graph.inputs):
+        if value.name in ROUTING_INPUTS:
+            for user in [use.node for use in value.uses()]:
+                if user.op_type == "Shape":
+                    _count_rows_by(model, user, "row_latent")
+                    continue
+                # The user picks a layer's row of the table; what gathers by that is routed.
+                index = _after_reshapes(user.outputs[0])
+                _bypass(model, (use.node for use in index.uses()))
+    for output in graph.outputs:
+        assert output.name is not None
+        output.name = outputs[output.name]
+    passes.RemoveUnusedNodesPass()(model)
+    for value in list(graph.inputs):
+        if not value.uses():
+            graph.inputs.remove(value)
+    # The pinned latents are joined to the stepped ones; here there is one kind only.
+    _bypass(model, (n for n in list(graph) if n.op_type == "Concat" and _joins_pinned(n)))
+    for value in list(graph.inputs):
+        if value.name == "pinned_latents":
+            graph.inputs.remove(value)
+    _finish(model, "record")
+
+
+def _count_rows_by(model: ir.Model, shape: ir.Node, name: str) -> None:
+    """The exporter may have read the number of rows off a routing table; read it off a vector instead."""
+    vector = next(value for value in model.graph.inputs if value.name == name)
+    other = ir.node("Shape", [vector], attributes={"start": 0, "end": 1})
+    assert shape.attributes["start"].as_int() == 1, shape
+    model.graph.insert_before(shape, other)
+    ir.convenience.replace_all_uses_with(shape.outputs[0], other.outputs[0])
+    model.graph.remove(shape, safe=True)
+
+
+def _joins_pinned(node: ir.Node) -> bool:
+    return any(value is not None and value.name == "pinned_latents" for value in node.inputs)
+
+
+def _after_reshapes(value: ir.Value) -> ir.Value:
+    """Follow Squeeze, Reshape and Cast: the exporter may put them between a choice and its use."""
+    while True:
+        users = [use.node for use in value.uses()]
+        if len(users) == 1 and users[0].op_type in ("Squeeze", "Reshape", "Cast", "Identity"):
+            value = users[0].outputs[0]
+        else:
+            return value
+
+
+def _bypass(model: ir.Model, nodes: Iterable[ir.Node]) -> None:
+    """Replace each node's output by its first input: a Concat with records, a Gather by a map."""
+    for node in list(nodes):
+        assert node.op_type in ("Concat", "Gather") and node.inputs[0] is not None, node
+        ir.convenience.replace_all_uses_with(node.outputs[0], node.inputs[0])
+        model.graph.remove(node, safe=True)
+
+
+def _keep_outputs(model: ir.Model, names: set[str]) -> None:
+    for output in list(model.graph.outputs):
+        if output.name not in names:
+            model.graph.outputs.remove(output)
+
+
+def _finish(model: ir.Model, name: str) -> None:
+    passes.RemoveUnusedNodesPass()(model)
+    model.graph.name = name

@@ -1,0 +1,102 @@
+"""Opening a bundle: nothing in it is used before it has been checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Union
+
+from freeprompt.errors import BundleError
+from freeprompt.files import file_to_sha256
+from freeprompt.manifest import (
+    MANIFEST_NAME,
+    FileSpec,
+    GraphSpec,
+    LayerSpec,
+    Manifest,
+    manifest_from_json,
+)
+
+# A manifest is some tens of kilobytes; a file of gigabytes at its place must not be read into memory.
+MAX_MANIFEST_BYTES = 16 << 20
+ENGINES_FOLDER = "engines"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A checked bundle. ``sha256`` is the manifest's, which holds every file's: it identifies the whole."""
+
+    path: Path
+    manifest: Manifest
+    sha256: str
+
+    @classmethod
+    def open(cls, path: Union[str, Path], verify: bool = True) -> Bundle:
+        """Open the bundle at ``path``.
+
+        Args:
+            path: the folder that holds manifest.json.
+            verify: compare each file's SHA-256; False checks presence and size only, for a bundle just verified.
+
+        Raises:
+            BundleError: missing, damaged, or of another format.
+        """
+        folder = Path(path)
+        file = folder / MANIFEST_NAME
+        try:
+            if not folder.is_dir():
+                raise BundleError(f"no bundle at {folder}: it is not a folder")
+            if not file.is_file():
+                raise BundleError(f"no bundle at {folder}: it has no {MANIFEST_NAME}")
+            if file.stat().st_size > MAX_MANIFEST_BYTES:
+                raise BundleError(f"{file} is larger than {MAX_MANIFEST_BYTES} bytes: not a manifest")
+            data = file.read_bytes()
+            manifest = manifest_from_json(data)
+            for spec in manifest.files:
+                _check_file(folder, spec, verify)
+            sha256 = file_to_sha256(file)
+        except OSError as error:
+            raise BundleError(f"cannot read the bundle at {folder}: {error}") from error
+        except ValueError as error:  # a NUL in a path
+            raise BundleError(f"the bundle's path cannot be used: {error}") from error
+        return cls(folder, manifest, sha256)
+
+    def file(self, name: str) -> Path:
+        """Absolute path of a file of the bundle."""
+        return (self.path / name).resolve()
+
+    def graph_path(self, graph: str) -> Path:
+        """Absolute path of a graph's ONNX file. Raises BundleError if there is no such graph."""
+        return self.file(self.manifest.graph(graph).file)
+
+    @property
+    def engines(self) -> Path:
+        """Folder of the engines built from this bundle (not part of its hashes)."""
+        return self.path / ENGINES_FOLDER
+
+
+def _check_file(folder: Path, spec: FileSpec, verify: bool) -> None:
+    relative = PurePosixPath(spec.path)
+    if (
+        relative.is_absolute()
+        or not relative.parts
+        or ".." in relative.parts
+        or "\\" in spec.path
+        or ":" in spec.path
+    ):
+        raise BundleError(f"{MANIFEST_NAME} names {spec.path!r}, which is not inside the bundle")
+    path = folder / relative
+    if not path.is_file():
+        raise BundleError(f"{spec.path} is missing from the bundle at {folder}")
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise BundleError(f"{spec.path} is a link to outside the bundle")
+    size = path.stat().st_size
+    if size != spec.bytes:
+        raise BundleError(
+            f"{spec.path} has {size} bytes, the manifest says {spec.bytes}: copy the bundle again"
+        )
+    if verify and file_to_sha256(path) != spec.sha256:
+        raise BundleError(f"{spec.path} is damaged (its SHA-256 differs): copy the bundle again")
+
+
+__all__ = ["Bundle", "GraphSpec", "LayerSpec", "Manifest"]

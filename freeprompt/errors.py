@@ -1,0 +1,51 @@
+"""Every error that freeprompt raises on purpose.
+
+Errors of other libraries are translated where they arise, so that a caller needs to know these only. A message says
+what was wrong, what was expected and, where something can be done about it, what to do.
+"""
+
+from __future__ import annotations
+
+
+class FreePromptError(Exception):
+    """Base class of all errors raised on purpose."""
+
+
+class UsageError(FreePromptError, ValueError):
+    """An argument has a value that cannot be used: out of range, unknown, not finite."""
+
+
+class ImageError(FreePromptError):
+    """An image cannot be read, or has a size or mode that cannot be used."""
+
+
+class BundleError(FreePromptError):
+    """A bundle is missing, damaged, of an unknown format, or does not hold what was asked of it."""
+
+
+class CheckpointError(FreePromptError):
+    """A checkpoint cannot be loaded, or is not of a kind that can be exported."""
+
+
+class ExportError(FreePromptError):
+    """A graph could not be exported, or does not agree with the model it was exported from."""
+
+
+class BackendError(FreePromptError):
+    """A backend is unknown, not installed, or failed while it ran."""
+
+
+class InversionError(FreePromptError):
+    """A saved inversion is damaged, or belongs to another bundle."""
+
+
+class OutputError(FreePromptError):
+    """A result could not be written."""
+
+
+class Cancelled(FreePromptError):
+    """Raised by a progress callback to stop; passes through every stage unchanged."""
+
+
+class PromptTruncatedWarning(UserWarning):
+    """A prompt has more tokens than the text encoder takes; the rest was cut."""

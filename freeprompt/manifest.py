@@ -1,0 +1,214 @@
+"""The manifest of a bundle: every constant of the model, every tensor, every file.
+
+Nothing that describes a model is written in code a second time: export writes it here, everything else reads it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal, Optional, Union
+
+import msgspec
+
+from freeprompt.errors import BundleError
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+
+# The rule of the reference implementation: self-attention maps of at most 32 x 32 tokens are replaced.
+REPLACED_TOKENS = 1024
+
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+Natural = Annotated[int, msgspec.Meta(ge=0)]
+Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+DataType = Literal["float16", "float32", "int32", "int64"]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An input or output of a graph. A dimension is a number, or a name where it may vary."""
+
+    name: str
+    dtype: DataType
+    shape: tuple[Union[int, str], ...]
+
+    def __str__(self) -> str:
+        return f"{self.name}[{','.join(str(d) for d in self.shape)}] {self.dtype}"
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How one graph compared with the model it was exported from, on seeded inputs.
+
+    ``relative_l2`` is ||onnx - torch|| / ||torch|| over all outputs, torch computed in float32.
+    """
+
+    shapes: str
+    relative_l2: Annotated[float, msgspec.Meta(ge=0.0)]
+    max_abs: Annotated[float, msgspec.Meta(ge=0.0)]
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """One ONNX graph. ``macs`` counts multiply-adds of one row at the native size (0: not counted)."""
+
+    file: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    parity: tuple[Parity, ...]
+    parity_threshold: float
+    macs: Natural = 0
+
+
+@dataclass(frozen=True)
+class FileSpec:
+    """A file of the bundle; ``path`` is relative to it, with forward slashes."""
+
+    path: str
+    bytes: Natural
+    sha256: Sha256
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """A self-attention layer; ``number`` counts from 1 in forward order.
+
+    ``level`` is log2 of the downsampling against the latents, ``tokens`` the map's side at the native size.
+    """
+
+    number: Positive
+    name: str
+    level: Natural
+    tokens: Positive
+    heads: Positive
+    channels: Positive
+    replaced: bool
+    recordable: bool = False
+
+
+@dataclass(frozen=True)
+class SchedulerSpec:
+    """Constants of the DDIM schedule; ``alphas_cumprod`` in double precision, one for each training timestep."""
+
+    alphas_cumprod: Annotated[
+        tuple[Annotated[float, msgspec.Meta(ge=0.0, le=1.0)], ...], msgspec.Meta(min_length=2)
+    ]
+    prediction_type: Literal["epsilon", "v_prediction"]
+    timestep_spacing: Literal["leading", "trailing", "linspace"]
+    steps_offset: Natural
+    set_alpha_to_one: bool
+
+
+@dataclass(frozen=True)
+class TextSpec:
+    """The text encoder: tokens per prompt, width of an embedding, and the ids that frame and pad a prompt."""
+
+    tokens: Positive
+    channels: Positive
+    bos_token_id: Natural
+    eos_token_id: Natural
+    pad_token_id: Natural
+
+
+@dataclass(frozen=True)
+class LatentSpec:
+    """The autoencoder: channels, pixels per latent, scaling factor, and the native image size in pixels.
+
+    ``multiple``: latents' height and width must be multiples of this, for the U-Net's down- and upsampling to meet.
+    """
+
+    channels: Positive
+    scale: Positive
+    scaling_factor: float
+    height: Positive
+    width: Positive
+    multiple: Positive
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything about a bundle. Raises nothing itself: ``manifest_from_json`` checks what it reads."""
+
+    format_version: int
+    producer: str
+    model: str
+    precision: Literal["float32", "float16"]
+    opset: Positive
+    latents: LatentSpec
+    text: TextSpec
+    scheduler: SchedulerSpec
+    layers: tuple[LayerSpec, ...]
+    cross_layers: Positive
+    graphs: dict[str, GraphSpec]
+    tokenizer: str
+    files: tuple[FileSpec, ...]
+    notes: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def replaced_layers(self) -> tuple[int, ...]:
+        """Numbers of the layers whose maps are replaced by default."""
+        return tuple(layer.number for layer in self.layers if layer.replaced)
+
+    def graph(self, name: str) -> GraphSpec:
+        """The graph of that name. Raises BundleError if the bundle has none."""
+        try:
+            return self.graphs[name]
+        except KeyError:
+            raise BundleError(
+                f"the bundle has no graph {name!r}; it has {', '.join(sorted(self.graphs))}"
+            ) from None
+
+
+@dataclass(frozen=True)
+class _Versioned:
+    format_version: int
+
+
+def manifest_to_json(manifest: Manifest) -> bytes:
+    """Readable, deterministic JSON."""
+    return msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=1) + b"\n"
+
+
+def manifest_from_json(data: bytes) -> Manifest:
+    """Parse and check a manifest.
+
+    Raises:
+        BundleError: not JSON, another format version, a field missing, of a wrong type or out of range, or values
+            that contradict each other.
+    """
+    try:
+        version = msgspec.json.decode(data, type=_Versioned).format_version
+        if version != FORMAT_VERSION:
+            raise BundleError(
+                f"{MANIFEST_NAME} has format version {version}, this freeprompt reads {FORMAT_VERSION}; "
+                "export the checkpoint again, or install the version that wrote it"
+            )
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise BundleError(f"{MANIFEST_NAME} cannot be read: {error}") from error
+    problem = _contradiction(manifest)
+    if problem is not None:
+        raise BundleError(f"{MANIFEST_NAME} contradicts itself: {problem}")
+    return manifest
+
+
+def _contradiction(manifest: Manifest) -> Optional[str]:
+    numbers = [layer.number for layer in manifest.layers]
+    if not numbers or numbers != list(range(1, len(numbers) + 1)):
+        return "layers must be numbered 1, 2, 3, ..."
+    listed = {file.path for file in manifest.files}
+    if len(listed) != len(manifest.files):
+        return "a file is listed twice"
+    for needed in (manifest.tokenizer, *(graph.file for graph in manifest.graphs.values())):
+        if needed not in listed:
+            return f"{needed} is used but not listed in files"
+    latents = manifest.latents
+    block = latents.scale * latents.multiple
+    if latents.height % block or latents.width % block:
+        return f"the native size {latents.width}x{latents.height} is not a multiple of {block}"
+    if latents.scaling_factor == 0.0:
+        return "scaling_factor is 0"
+    alphas = manifest.scheduler.alphas_cumprod
+    if any(later >= earlier for earlier, later in zip(alphas, alphas[1:])):
+        return "alphas_cumprod must fall strictly"
+    return None

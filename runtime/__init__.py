@@ -1,0 +1,1 @@
+"""From image and prompt to edited image, over sessions: schedules, plans and their execution. No PyTorch."""

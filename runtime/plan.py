@@ -1,0 +1,227 @@
+"""A plan: what every evaluation of the U-Net does, as plain data that can be printed, tested and counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Optional
+
+import numpy as np
+
+from freeprompt.engines.session import NumpyArray
+
+# Names of the graphs in a bundle.
+STEP = "step"
+STEP_RECORDED = "step_recorded"
+RECORD = "record"
+
+# Kinds of rows. "inversion" steps the source towards noise; "cond_src" only lends its maps where the source is pinned.
+INVERSION = "inversion"
+UNCOND_SRC = "uncond_src"
+COND_SRC = "cond_src"
+UNCOND_TGT = "uncond_tgt"
+COND_TGT = "cond_tgt"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a U-Net batch.
+
+    Attributes:
+        kind: what it is for (accounting only).
+        latent: index into the latents that are stepped, followed by the pinned latents.
+        text: index into the plan's texts.
+        map_row: whose self-attention maps it uses in the replaced layers: a row of this step, or, from the number of
+            rows on, a recorded row. None: its own.
+        cross_map_row: the same for cross-attention, rows of this step only.
+    """
+
+    kind: str
+    latent: int
+    text: int
+    map_row: Optional[int] = None
+    cross_map_row: Optional[int] = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One evaluation of a step graph, from ``level`` to ``next_level``.
+
+    Attributes:
+        graph: ``STEP`` or ``STEP_RECORDED``.
+        timestep: at which the U-Net runs, the same for all rows.
+        row_weight: [latents][rows] guidance; noise_pred of a latent is the weighted sum of the rows.
+        latent_scale, noise_scale: the scheduler's coefficients.
+        pinned: level of the source trajectory that is given as pinned latents, or None.
+        record: number of the record pass whose rows are given, or None.
+    """
+
+    graph: str
+    level: int
+    next_level: int
+    timestep: int
+    rows: tuple[Row, ...]
+    row_weight: tuple[tuple[float, ...], ...]
+    latent_scale: float
+    noise_scale: float
+    pinned: Optional[int] = None
+    record: Optional[int] = None
+
+
+@dataclass(frozen=True)
+class RecordPass:
+    """One evaluation of the record graph: a source row for each of ``levels``, at ``timesteps``."""
+
+    levels: tuple[int, ...]
+    timesteps: tuple[int, ...]
+    text: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole computation.
+
+    Attributes:
+        name: what it computes.
+        texts: the distinct prompts.
+        layers, cross_layers: number of self- and cross-attention layers of the model.
+        replace_layers, replace_cross_layers: numbers (from 1) of the layers in which map_row applies.
+        records: record passes, run before the steps unless their result is already there.
+        steps: in order.
+        record_cost: multiply-adds of a row of the record graph relative to a whole row.
+        record_bytes: size of one recorded row over all recorded layers.
+    """
+
+    name: str
+    texts: tuple[str, ...]
+    layers: int
+    cross_layers: int
+    replace_layers: tuple[int, ...]
+    replace_cross_layers: tuple[int, ...]
+    steps: tuple[Step, ...]
+    records: tuple[RecordPass, ...] = field(default=())
+    record_cost: float = 1.0
+    record_bytes: int = 0
+
+    @property
+    def rows_by_kind(self) -> dict[str, int]:
+        """Rows of the step graphs by kind, and of the record graph under "record"."""
+        count = Counter(row.kind for step in self.steps for row in step.rows)
+        recorded = sum(len(record.levels) for record in self.records)
+        if recorded:
+            count["record"] = recorded
+        return dict(count)
+
+    @property
+    def rows(self) -> float:
+        """Row-equivalents: whole rows, and record rows at their share of a whole row's multiply-adds."""
+        whole = sum(len(step.rows) for step in self.steps)
+        recorded = sum(len(record.levels) for record in self.records)
+        return whole + recorded * self.record_cost if recorded else whole
+
+    @property
+    def total_record_bytes(self) -> int:
+        """Bytes held while the plan runs: of the passes it makes and of those it finds made."""
+        return self.record_bytes * sum(len(record.levels) for record in self.records)
+
+
+def step_to_inputs(plan: Plan, step: Step) -> dict[str, NumpyArray]:
+    """The small inputs of a step graph: everything except latents, embeddings and recorded rows.
+
+    Returns:
+        row_latent, row_text [R] int32; timestep [R] float32; map_row [layers, R], cross_map_row [cross_layers, R] int32;
+        row_weight [L, R], latent_scale, noise_scale [L] float32.
+    """
+    rows, latents = len(step.rows), len(step.row_weight)
+    own = np.arange(rows, dtype=np.int32)
+    map_row = np.tile(own, (plan.layers, 1))
+    cross_map_row = np.tile(own, (plan.cross_layers, 1))
+    for index, row in enumerate(step.rows):
+        if row.map_row is not None:
+            map_row[[n - 1 for n in plan.replace_layers], index] = row.map_row
+        if row.cross_map_row is not None:
+            cross_map_row[[n - 1 for n in plan.replace_cross_layers], index] = row.cross_map_row
+    return {
+        "row_latent": np.array([row.latent for row in step.rows], np.int32),
+        "row_text": np.array([row.text for row in step.rows], np.int32),
+        "timestep": np.full(rows, step.timestep, np.float32),
+        "map_row": map_row,
+        "cross_map_row": cross_map_row,
+        "row_weight": np.array(step.row_weight, np.float64).astype(np.float32),
+        "latent_scale": np.full(latents, step.latent_scale, np.float64).astype(np.float32),
+        "noise_scale": np.full(latents, step.noise_scale, np.float64).astype(np.float32),
+    }
+
+
+def plan_to_text(plans: tuple[Plan, ...]) -> str:
+    """A readable account of plans that run one after the other: rows by kind, runs of equal steps, bytes."""
+    lines: list[str] = []
+    for plan in plans:
+        lines.append(f"{plan.name}: {_number(plan.rows)} rows in {len(plan.steps)} steps")
+        if plan.replace_layers and any(
+            row.map_row is not None for step in plan.steps for row in step.rows
+        ):
+            lines.append(f"  self-attention maps replaced in layers {_ranges(plan.replace_layers)}")
+        if plan.replace_cross_layers:
+            lines.append(
+                f"  cross-attention maps replaced in layers {_ranges(plan.replace_cross_layers)}"
+            )
+        if plan.records:
+            count = sum(len(record.levels) for record in plan.records)
+            lines.append(
+                f"  record: {count} source rows in {len(plan.records)} passes, each "
+                f"{plan.record_cost:.3f} of a row; {plan.total_record_bytes / 1e6:.1f} MB "
+                f"({plan.record_bytes / 1e6:.2f} MB a step)"
+            )
+        lines.extend(f"  {line}" for line in _runs(plan))
+    kinds: Counter[str] = Counter()
+    for plan in plans:
+        kinds.update(plan.rows_by_kind)
+    lines.append("rows by kind: " + ", ".join(f"{kind} {n}" for kind, n in kinds.items()))
+    lines.append(f"total: {_number(sum(plan.rows for plan in plans))} rows")
+    return "\n".join(lines)
+
+
+def _runs(plan: Plan) -> list[str]:
+    """Successive steps with the same rows on one line."""
+    lines: list[str] = []
+    start = 0
+    for index in range(1, len(plan.steps) + 1):
+        if index < len(plan.steps) and _shape(plan.steps[index]) == _shape(plan.steps[start]):
+            continue
+        first, last = plan.steps[start], plan.steps[index - 1]
+        rows = ", ".join(_row(row, first) for row in first.rows)
+        lines.append(
+            f"steps {start + 1}-{index}: timesteps {first.timestep}-{last.timestep}, "
+            f"graph {first.graph}, {len(first.rows)} rows: {rows}"
+        )
+        start = index
+    return lines
+
+
+def _shape(step: Step) -> tuple[str, tuple[str, ...], tuple[bool, ...]]:
+    kinds = tuple(row.kind for row in step.rows)
+    return step.graph, kinds, tuple(row.map_row is not None for row in step.rows)
+
+
+def _row(row: Row, step: Step) -> str:
+    if row.map_row is None:
+        return row.kind
+    if row.map_row >= len(step.rows):
+        return f"{row.kind} <- record"
+    return f"{row.kind} <- {step.rows[row.map_row].kind}"
+
+
+def _number(rows: float) -> str:
+    return f"{rows:.1f}".removesuffix(".0")
+
+
+def _ranges(numbers: tuple[int, ...]) -> str:
+    parts: list[str] = []
+    for number in numbers:
+        if parts and number == last + 1:
+            parts[-1] = parts[-1].split("-")[0] + f"-{number}"
+        else:
+            parts.append(str(number))
+        last = number
+    return ",".join(parts)

@@ -1,0 +1,56 @@
+"""From a prompt to token ids."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from freeprompt.engines.session import NumpyArray
+from freeprompt.errors import BundleError, PromptTruncatedWarning, UsageError
+from freeprompt.manifest import TextSpec
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Read a tokenizer.json. Raises BundleError if it cannot be read."""
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception
+        raise BundleError(f"{path.name} is not a tokenizer: {error}") from error
+    # Cutting and padding are done here, where a cut can be told to the user.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def prompts_to_ids(tokenizer: Tokenizer, spec: TextSpec, prompts: tuple[str, ...]) -> NumpyArray:
+    """Token ids as the text encoder takes them: framed, cut to ``spec.tokens`` with a warning, padded.
+
+    Returns:
+        [prompts, spec.tokens] int32.
+
+    Raises:
+        UsageError: a prompt is not a string or cannot be encoded.
+    """
+    ids = np.full((len(prompts), spec.tokens), spec.pad_token_id, np.int32)
+    for row, prompt in zip(ids, prompts):
+        if not isinstance(prompt, str):
+            raise UsageError(f"a prompt must be a string, not {type(prompt).__name__}")
+        try:
+            prompt.encode()
+            tokens = tokenizer.encode(prompt).ids
+        except (UnicodeEncodeError, TypeError) as error:
+            raise UsageError(f"the prompt {prompt[:60]!r} cannot be encoded: {error}") from error
+        if len(tokens) > spec.tokens:
+            rest = tokenizer.decode(tokens[spec.tokens - 1 : -1])
+            warnings.warn(
+                f"the prompt has {len(tokens)} tokens, the text encoder takes {spec.tokens}; "
+                f"cut at {rest[:60]!r}",
+                PromptTruncatedWarning,
+                stacklevel=3,
+            )
+            tokens = [*tokens[: spec.tokens - 1], spec.eos_token_id]
+        row[: len(tokens)] = tokens
+    return ids

@@ -1,0 +1,106 @@
+"""What a user chooses about an edit, checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Union
+
+from freeprompt.errors import UsageError
+from freeprompt.manifest import LayerSpec
+
+# "4,5-7,level:2" or numbers; None means the bundle's default.
+LayerChoice = Union[str, Iterable[int], None]
+
+
+@dataclass(frozen=True)
+class EditSettings:
+    """How an edit is made.
+
+    Attributes:
+        guidance: classifier-free guidance; 1 is the prompt's own prediction, 0 the negative prompt's.
+        replace_fraction: the first ``int(steps * replace_fraction)`` steps replace maps.
+        negative_prompt: text of the unconditional rows of the target.
+        replace_layers: numbers (from 1) of the self-attention layers whose maps are replaced.
+        replace_cross_layers: the same for cross-attention: Prompt-to-Prompt's replacement, for comparison.
+    """
+
+    guidance: float
+    replace_fraction: float
+    negative_prompt: str
+    replace_layers: tuple[int, ...]
+    replace_cross_layers: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not _is_number(self.guidance) or not math.isfinite(self.guidance):
+            raise UsageError(f"guidance must be a finite number, not {self.guidance!r}")
+        if not _is_number(self.replace_fraction) or not 0.0 <= self.replace_fraction <= 1.0:
+            raise UsageError(f"replace_fraction must be from 0 to 1, not {self.replace_fraction!r}")
+        if not isinstance(self.negative_prompt, str):
+            raise UsageError(f"negative_prompt must be a string, not {self.negative_prompt!r}")
+
+    def replaced_steps(self, steps: int) -> int:
+        """How many of ``steps`` replace maps, rounded down as in the reference."""
+        return int(steps * self.replace_fraction)
+
+
+def choice_to_layers(choice: LayerChoice, layers: tuple[LayerSpec, ...]) -> tuple[int, ...]:
+    """Resolve a choice of self-attention layers to sorted numbers.
+
+    Args:
+        choice: None (the bundle's default), an iterable of numbers, or a comma-separated string of numbers ("7"), ranges
+            ("3-13"), levels ("level:2"), "all", "none" and "default".
+        layers: the bundle's layer table.
+
+    Raises:
+        UsageError: something in the choice is unknown.
+    """
+    if choice is None:
+        choice = "default"
+    chosen: set[int] = set()
+    if isinstance(choice, str):
+        for part in choice.split(","):
+            chosen.update(_part_to_layers(part.strip().lower(), layers))
+    else:
+        try:
+            chosen.update(choice)
+        except TypeError:
+            raise UsageError(
+                f"replace_layers must be numbers or a string, not {choice!r}"
+            ) from None
+    known = {layer.number for layer in layers}
+    unknown = [n for n in chosen if isinstance(n, bool) or n not in known]
+    if unknown:
+        raise UsageError(f"unknown layer {unknown[0]!r}; the model has layers 1 to {len(layers)}")
+    return tuple(sorted(int(n) for n in chosen))
+
+
+def _part_to_layers(part: str, layers: tuple[LayerSpec, ...]) -> set[int]:
+    named = {
+        "all": {layer.number for layer in layers},
+        "default": {layer.number for layer in layers if layer.replaced},
+        "none": set[int](),
+    }
+    if part in named:
+        return named[part]
+    name, _, value = part.rpartition(":")
+    first, dash, last = value.partition("-")
+    if name in ("", "level") and first.isdecimal() and (last.isdecimal() if dash else not last):
+        low, high = int(first), int(last if dash else first)
+        if name == "level":
+            found = {layer.number for layer in layers if low <= layer.level <= high}
+            if found:
+                return found
+            levels = sorted({layer.level for layer in layers})
+            raise UsageError(f"no layer has level {value}; the levels are {levels}")
+        if low <= high <= max(high, len(layers)) and high <= len(layers):
+            return set(range(low, high + 1))
+        raise UsageError(f"unknown layer {value}; the model has layers 1 to {len(layers)}")
+    raise UsageError(
+        f"unknown layers {part!r}; use numbers (7), ranges (3-13), levels (level:1-3), all, none or default"
+    )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

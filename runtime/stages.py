@@ -1,0 +1,28 @@
+"""The stages around the denoising loop, each one evaluation of one graph."""
+
+from __future__ import annotations
+
+from tokenizers import Tokenizer
+
+from freeprompt.engines.session import Array, NumpyArray
+from freeprompt.runtime.graphs import Graphs
+from freeprompt.runtime.prompt import prompts_to_ids
+
+
+def prompts_to_embeddings(graphs: Graphs, tokenizer: Tokenizer, prompts: tuple[str, ...]) -> Array:
+    """Text embeddings [prompts, tokens, channels] float32, on the backend's device.
+
+    Warns PromptTruncatedWarning where a prompt is cut. Raises UsageError where one cannot be encoded.
+    """
+    ids = prompts_to_ids(tokenizer, graphs.bundle.manifest.text, prompts)
+    return graphs["text_encoder"].run({"input_ids": ids})["encoder_hidden_states"]
+
+
+def image_to_latents(graphs: Graphs, image: NumpyArray) -> Array:
+    """Image [B, 3, H, W] float32 in [-1, 1] to latents [B, C, h, w] float32: the posterior's mean times the scaling factor."""
+    return graphs["vae_encoder"].run({"image": image})["latents"]
+
+
+def latents_to_image(graphs: Graphs, latents: Array | NumpyArray) -> Array:
+    """Latents [B, C, h, w] float32 to an image [B, 3, H, W] float32, about [-1, 1]."""
+    return graphs["vae_decoder"].run({"latents": latents})["image"]
