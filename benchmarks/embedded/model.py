@@ -26,7 +26,20 @@ FACTOR = 4
 MAX_TOKENS = 77
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 
-EXTRA_WORDS = ("image", "with", "the", "and", "of", "in", "at", "to", "is", "big", "small", "orange")
+EXTRA_WORDS = (
+    "image",
+    "with",
+    "the",
+    "and",
+    "of",
+    "in",
+    "at",
+    "to",
+    "is",
+    "big",
+    "small",
+    "orange",
+)
 """Words outside the world that users are likely to type; only to keep their prompts short."""
 
 
@@ -49,9 +62,9 @@ class ModelConfig:
     heads: int = 2
     text_width: int = 64
     text_layers: int = 2
-    vae_channels: tuple[int, int, int] = (16, 32, 64)
+    vae_channels: tuple[int, int, int] = (16, 32, 48)
     groups: int = 16
-    vae_groups: int = 8
+    vae_groups: int = 4
 
 
 def make_unet(config: ModelConfig) -> UNet2DConditionModel:
@@ -149,7 +162,7 @@ def tokenizer_tables(words: Iterable[str]) -> tuple[dict[str, int], list[tuple[s
     while any(len(parts) > 1 for parts in split):
         counts: dict[tuple[str, str], int] = {}
         for parts in split:
-            for pair in zip(parts, parts[1:], strict=False):
+            for pair in zip(parts, parts[1:]):
                 counts[pair] = counts.get(pair, 0) + 1
         best = max(counts, key=lambda pair: (counts[pair], pair))
         merges.append(best)
@@ -170,14 +183,21 @@ def _merge(parts: list[str], pair: tuple[str, str]) -> list[str]:
     return out
 
 
+def write_tables(
+    folder: pathlib.Path, vocab: dict[str, int], merges: list[tuple[str, str]]
+) -> None:
+    """Writes `vocab.json` and `merges.txt`."""
+    (folder / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
+    lines = ["#version: 0.2", *(f"{left} {right}" for left, right in merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 def make_tokenizer(words: Iterable[str] | None = None) -> CLIPTokenizer:
     """CLIP tokenizer for any text, with one token for each word of the world."""
     vocab, merges = tokenizer_tables(world_words() if words is None else words)
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder)
-        (path / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
-        lines = ["#version: 0.2", *(f"{left} {right}" for left, right in merges)]
-        (path / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_tables(path, vocab, merges)
         (path / "tokenizer_config.json").write_text(
             json.dumps(
                 {
@@ -254,3 +274,6 @@ def save_pipeline(
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder, safe_serialization=True)
+    # transformers 5 writes tokenizer.json alone, and others read these two.
+    vocab, merges = tokenizer_tables(world_words())
+    write_tables(folder / "tokenizer", vocab, merges)

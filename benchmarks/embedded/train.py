@@ -1,7 +1,8 @@
 """Trains the embedded model: `python -m benchmarks.embedded.train unet|vae --run FOLDER`.
 
-Batches are a pure function of the seed and the step, so a checkpoint is weights, optimiser and a
-counter, and a run that is stopped and resumed gives bit for bit the weights of one that is not.
+Started again on the same folder it goes on from the last checkpoint, and ends with bit for bit the
+weights of a run that was never stopped. `unet` also trains the text encoder; the two parts do not
+need each other (see `denoiser` and `autoencoder`) and `export` joins them into a pipeline folder.
 """
 
 from __future__ import annotations
@@ -9,65 +10,39 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
+import multiprocessing
 import pathlib
 import signal
+import socket
 import time
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, Optional, Protocol, TextIO, Union
 
-import numpy as np
 import torch
 
-from benchmarks.embedded import model, world
+from benchmarks.embedded import model, progress
+from benchmarks.embedded.autoencoder import AutoencoderTraining
+from benchmarks.embedded.denoiser import DenoiserTraining
+from benchmarks.embedded.replicas import Replicas
+from benchmarks.embedded.settings import TrainConfig
 
+LOG_STEPS = 50
+"""Steps between log lines."""
 
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """Settings of a run; written beside its checkpoints.
-
-    Attributes:
-        seed: of weights and data.
-        samples: samples to see in all; the learning rate's schedule ends there.
-        batch: samples a step.
-        rate: peak learning rate.
-        warmup: samples of linear warm-up.
-        decay: last part of the run, 0..1, in which the rate falls (cosine) to a hundredth.
-        ema: decay of the average of the weights, which is what is scored and shipped.
-        drop: probability of an empty caption; it trains the empty prompt that inversion uses.
-        short: probability of a caption without background.
-        late: part of the timesteps drawn from 400..999 and not from 0..999.
-        snr_cap: min-SNR weighting's gamma.
-        noise_cap: largest extra weight of steps that are mostly noise.
-        clip: largest norm of the gradient.
-    """
-
-    seed: int = 1
-    samples: int = 150_000
-    batch: int = 32
-    rate: float = 1.5e-3
-    warmup: int = 6_400
-    decay: float = 0.4
-    ema: float = 0.998
-    drop: float = 0.17
-    short: float = 0.05
-    late: float = 0.5
-    snr_cap: float = 5.0
-    noise_cap: float = 4.0
-    clip: float = 1.0
-
-
-def learning_rate(config: TrainConfig, samples: int) -> float:
-    """Rate after `samples` samples: linear warm-up, constant, cosine fall."""
-    warm = min(1.0, (samples + config.batch) / max(config.warmup, 1))
-    left = max(0.0, 1 - samples / config.samples) / config.decay
-    fall = 1.0 if left >= 1 else 0.01 + 0.99 * (0.5 - 0.5 * float(np.cos(np.pi * left)))
-    return config.rate * warm * fall
+VAE_DEFAULTS = {"samples": 6_000, "batch": 4, "rate": 1e-3, "warmup": 200, "ema": 0.99}
+"""What differs for the autoencoder, whose every sample is 64x64 pixels of supervision."""
 
 
 class Training(Protocol):
-    """One trainable part, as the loop sees it."""
+    """One trainable part, as the loop sees it.
+
+    Attributes:
+        step_count: steps taken.
+        stopping: set to stop after the next step; replicas agree on it in that step.
+    """
 
     step_count: int
+    stopping: bool
 
     def step(self) -> dict[str, float]:
         """Takes one step and returns what to log."""
@@ -79,129 +54,11 @@ class Training(Protocol):
         """Takes up a state."""
 
 
-class Average:
-    """Exponential moving average of a list of parameters."""
-
-    def __init__(self, parameters: list[torch.nn.Parameter], decay: float) -> None:
-        self.parameters = parameters
-        self.decay = decay
-        self.values = [parameter.detach().clone() for parameter in parameters]
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Moves towards the parameters, faster in the first steps."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self.values, self.parameters, 1 - decay)
-
-    @torch.no_grad()
-    def copy_to(self, parameters: list[torch.nn.Parameter]) -> None:
-        """Writes the average into parameters of the same shapes."""
-        torch._foreach_copy_(parameters, self.values)
-
-
-class UNetTraining:
-    """U-Net and text encoder, trained together on the analytic latents."""
-
-    def __init__(
-        self,
-        config: TrainConfig,
-        sizes: model.ModelConfig,
-        device: str = "cpu",
-        *,
-        compiled: bool = False,
-        channels_last: bool = False,
-    ) -> None:
-        torch.manual_seed(config.seed)
-        self.config = config
-        self.sizes = sizes
-        self.device = torch.device(device)
-        self.tokenizer = model.make_tokenizer()
-        self.unet = model.make_unet(sizes).to(self.device).train()
-        self.text_encoder = model.make_text_encoder(sizes, self.tokenizer).to(self.device).train()
-        if channels_last:
-            self.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.parameters = [*self.unet.parameters(), *self.text_encoder.parameters()]
-        self.average = Average(self.parameters, config.ema)
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=config.rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
-        )
-        self.alphas = model.make_scheduler().alphas_cumprod.to(self.device)
-        self.step_count = 0
-        self._loss = torch.compile(self.loss) if compiled else self.loss
-
-    def loss(
-        self,
-        latents: torch.Tensor,
-        noise: torch.Tensor,
-        timesteps: torch.Tensor,
-        ids: torch.Tensor,
-    ) -> torch.Tensor:
-        """Weighted error of the predicted noise; a scalar."""
-        alpha = self.alphas[timesteps][:, None, None, None]
-        noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
-        text = self.text_encoder(ids)[0]
-        predicted = self.unet(noisy, timesteps, text).sample
-        ratio = (alpha / (1 - alpha)).flatten()
-        weight = (self.config.snr_cap / ratio).clamp(max=1.0)
-        # What is mostly noise decides colour and layout, and its error in noise is small.
-        weight = weight * (1 + 1 / ratio).sqrt().clamp(max=self.config.noise_cap)
-        return (weight * (predicted - noise).square().mean((1, 2, 3))).mean()
-
-    def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Latents and noise [N, 4, 16, 16], timesteps [N] and token ids [N, 77] of a step."""
-        config = self.config
-        rng = np.random.default_rng([config.seed, 0, step])
-        scenes = [world.sample_scene(rng) for _ in range(config.batch)]
-        captions = [world.sample_caption(s, rng, config.drop, config.short) for s in scenes]
-        images = model.to_tensor(world.render(scenes))
-        latents = model.linear_latents(images) * model.SCALING_FACTOR
-        noise = rng.standard_normal(latents.shape, dtype=np.float32)
-        first = np.where(rng.uniform(size=config.batch) < config.late, 400, 0)
-        timesteps = rng.integers(first, 1000)
-        ids = model.tokenize(self.tokenizer, captions)
-        parts = (latents, torch.from_numpy(noise), torch.from_numpy(timesteps), ids)
-        a, b, c, d = (part.to(self.device) for part in parts)
-        return a, b, c, d
-
-    def step(self) -> dict[str, float]:
-        """One optimiser step."""
-        rate = learning_rate(self.config, self.step_count * self.config.batch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        loss = self._loss(*self.batch(self.step_count))
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
-        self.optimizer.step()
-        self.average.update(self.step_count)
-        self.step_count += 1
-        return {"loss": float(loss.detach()), "norm": float(norm), "rate": rate}
-
-    def state(self) -> dict[str, Any]:
-        """Weights, their average, optimiser and step counter."""
-        return {
-            "unet": self.unet.state_dict(),
-            "text_encoder": self.text_encoder.state_dict(),
-            "average": self.average.values,
-            "optimizer": self.optimizer.state_dict(),
-            "step_count": self.step_count,
-        }
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Takes up a state of `state`."""
-        self.unet.load_state_dict(state["unet"])
-        self.text_encoder.load_state_dict(state["text_encoder"])
-        for mine, saved in zip(self.average.values, state["average"], strict=True):
-            mine.copy_(saved)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step_count = int(state["step_count"])
-
-
 def save(training: Training, path: pathlib.Path) -> None:
     """Writes a checkpoint; the file is either the old or the new one, never half of one."""
     part = path.with_suffix(".part")
     torch.save(training.state(), part)
-    os.replace(part, path)
+    part.replace(path)
 
 
 def resume(training: Training, path: pathlib.Path) -> bool:
@@ -212,8 +69,21 @@ def resume(training: Training, path: pathlib.Path) -> bool:
     return True
 
 
+def write(log: TextIO, samples: int, values: dict[str, float]) -> None:
+    """Appends one JSON line."""
+    entry = {"samples": samples, "time": round(time.time(), 1), **values}
+    log.write(json.dumps(entry) + "\n")
+    log.flush()
+
+
 def run(
-    training: Training, config: TrainConfig, folder: pathlib.Path, name: str, every: float
+    training: Training,
+    config: TrainConfig,
+    folder: pathlib.Path,
+    name: str,
+    every: float,
+    score: Optional[Callable[[], dict[str, float]]] = None,
+    score_samples: int = 0,
 ) -> None:
     """Trains to the end of the schedule, with a log line and a checkpoint every so often.
 
@@ -223,23 +93,31 @@ def run(
         folder: where `NAME.pt` and `NAME.jsonl` are written.
         name: of the part.
         every: seconds between checkpoints.
+        score: gives figures to log, called every `score_samples` samples.
+        score_samples: see `score`; 0 is never.
     """
-    stopped: list[int] = []
-    previous = signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
+
+    def stop(number: int, frame: object) -> None:
+        del number, frame
+        training.stopping = True
+
+    previous = signal.signal(signal.SIGTERM, stop)
     saved = logged = time.monotonic()
     losses: list[float] = []
     with (folder / f"{name}.jsonl").open("a", encoding="utf-8") as log:
-        while training.step_count * config.batch < config.samples and not stopped:
+        while training.step_count * config.batch < config.samples and not training.stopping:
             values = training.step()
             losses.append(values["loss"])
             now = time.monotonic()
-            if len(losses) == 50:
+            if len(losses) == LOG_STEPS:
                 values["loss"] = sum(losses) / len(losses)
                 values["per_second"] = len(losses) * config.batch / (now - logged)
-                entry = {"samples": training.step_count * config.batch, "time": time.time()}
-                log.write(json.dumps({**entry, **values}) + "\n")
-                log.flush()
+                write(log, training.step_count * config.batch, values)
                 losses, logged = [], now
+            steps = score_samples // config.batch
+            if score and steps and training.step_count % steps == 0:
+                write(log, training.step_count * config.batch, score())
+                losses, logged = [], time.monotonic()
             if now - saved > every:
                 save(training, folder / f"{name}.pt")
                 saved = now
@@ -247,35 +125,74 @@ def run(
     signal.signal(signal.SIGTERM, previous)
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=("unet",))
-    parser.add_argument("--run", type=pathlib.Path, required=True)
-    parser.add_argument("--samples", type=int, default=TrainConfig.samples)
-    parser.add_argument("--seed", type=int, default=TrainConfig.seed)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--every", type=float, default=180.0, help="seconds between checkpoints")
-    parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--channels-last", action="store_true")
-    options = parser.parse_args()
+def work(options: argparse.Namespace, rank: int, port: int) -> None:
+    """Trains as one of the replicas; the first one logs, scores and saves."""
     torch.set_num_threads(options.threads)
     torch.set_flush_denormal(True)
     options.run.mkdir(parents=True, exist_ok=True)
-    config = TrainConfig(seed=options.seed, samples=options.samples)
-    training = UNetTraining(
-        config,
-        model.ModelConfig(),
-        options.device,
-        compiled=options.compile,
-        channels_last=options.channels_last,
-    )
+    config = TrainConfig(seed=options.seed)
+    if options.part == "vae":
+        config = dataclasses.replace(config, **VAE_DEFAULTS)  # type: ignore[arg-type]
+    if options.samples:
+        config = dataclasses.replace(config, samples=options.samples)
+    sizes = model.ModelConfig()
+    score: Optional[Callable[[], dict[str, float]]] = None
+    training: Union[DenoiserTraining, AutoencoderTraining]
+    if options.part == "unet":
+        training = DenoiserTraining(
+            config,
+            sizes,
+            options.device,
+            compiled=options.compile,
+            replicas=Replicas(rank, options.replicas, port),
+        )
+        score = progress.Progress(training, options.run) if rank == 0 else None
+    else:
+        training = AutoencoderTraining(config, sizes, options.device)
     resumed = resume(training, options.run / f"{options.part}.pt")
-    settings = {**dataclasses.asdict(config), "resumed": resumed, "time": time.time()}
+    if rank:
+        while training.step_count * config.batch < config.samples and not training.stopping:
+            training.step()
+        return
+    settings = {
+        **dataclasses.asdict(config),
+        "resumed_at": training.step_count * config.batch if resumed else None,
+        "replicas": options.replicas,
+        "time": round(time.time(), 1),
+        "torch": torch.__version__,
+    }
     with (options.run / f"{options.part}.settings.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(settings) + "\n")
-    run(training, config, options.run, options.part, options.every)
+    run(training, config, options.run, options.part, options.every, score, options.score_every)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", choices=("unet", "vae"))
+    parser.add_argument("--run", type=pathlib.Path, required=True, help="folder of the run")
+    parser.add_argument("--samples", type=int, help="samples to see in all")
+    parser.add_argument("--seed", type=int, default=TrainConfig.seed)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1, help="of each replica")
+    parser.add_argument("--replicas", type=int, default=1, help="processes (unet only)")
+    parser.add_argument("--every", type=float, default=180.0, help="seconds between checkpoints")
+    parser.add_argument("--score-every", type=int, default=20_000, help="samples; 0 is never")
+    parser.add_argument("--compile", action="store_true", help="minutes at first, then 10 % faster")
+    options = parser.parse_args()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    context = multiprocessing.get_context("spawn")
+    others = [
+        context.Process(target=work, args=(options, rank, port), daemon=True)
+        for rank in range(1, options.replicas)
+    ]
+    for process in others:
+        process.start()
+    work(options, 0, port)
+    for process in others:
+        process.join()
 
 
 if __name__ == "__main__":

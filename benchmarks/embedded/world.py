@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Union
 
 import numpy as np
 import numpy.typing as npt
@@ -111,7 +112,9 @@ def sample_caption(scene: Scene, rng: np.random.Generator, drop: float, short: f
     return caption(scene, SHORT_TEMPLATE if draw < drop + short else TEMPLATES[choice])
 
 
-def signed_distance(shape: str, x: FloatArray, y: FloatArray, radius: FloatArray) -> FloatArray:
+def signed_distance(
+    shape: str, x: FloatArray, y: FloatArray, radius: Union[FloatArray, np.float32]
+) -> FloatArray:
     """Signed distance (negative inside) to the outline of a shape, exact near straight edges.
 
     Args:

@@ -1,0 +1,126 @@
+"""Training of the U-Net and the text encoder on the analytic latents.
+
+Batches are a pure function of the seed and the step, so a checkpoint is weights, optimiser and a
+counter, and a run that is stopped and resumed gives bit for bit the weights of one that is not.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Optional
+
+import numpy as np
+import torch
+
+from benchmarks.embedded import model, world
+from benchmarks.embedded.average import Average
+from benchmarks.embedded.replicas import Replicas
+from benchmarks.embedded.settings import TrainConfig, learning_rate
+
+
+class DenoiserTraining:
+    """U-Net and text encoder, trained together on the analytic latents."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        sizes: model.ModelConfig,
+        device: str = "cpu",
+        *,
+        compiled: bool = False,
+        replicas: Optional[Replicas] = None,
+    ) -> None:
+        torch.manual_seed(config.seed)
+        self.config = config
+        self.sizes = sizes
+        self.replicas = replicas or Replicas()
+        self.stopping = False
+        self.device = torch.device(device)
+        self.tokenizer = model.make_tokenizer()
+        self.unet = model.make_unet(sizes).to(self.device).train()
+        self.text_encoder = model.make_text_encoder(sizes, self.tokenizer).to(self.device).train()
+        self.parameters = [*self.unet.parameters(), *self.text_encoder.parameters()]
+        self.average = Average(self.parameters, config.ema)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=config.rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
+        )
+        self.alphas = model.make_scheduler().alphas_cumprod.to(self.device)
+        self.step_count = 0
+        self._loss = torch.compile(self.loss) if compiled else self.loss
+
+    def loss(
+        self,
+        latents: torch.Tensor,
+        noise: torch.Tensor,
+        timesteps: torch.Tensor,
+        ids: torch.Tensor,
+    ) -> torch.Tensor:
+        """Weighted error of the predicted noise; a scalar."""
+        alpha = self.alphas[timesteps][:, None, None, None]
+        noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
+        text = self.text_encoder(ids)[0]
+        predicted = self.unet(noisy, timesteps, text).sample
+        ratio = (alpha / (1 - alpha)).flatten()
+        weight = (self.config.snr_cap / ratio).clamp(max=1.0)
+        # What is mostly noise decides colour and layout, and its error in noise is small.
+        weight = weight * (1 + 1 / ratio).sqrt().clamp(max=self.config.noise_cap)
+        return (weight * (predicted - noise).square().mean((1, 2, 3))).mean()
+
+    def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """This replica's part of a step's batch.
+
+        Returns:
+            Latents and noise [N, 4, 16, 16], timesteps [N] and token ids [N, 77].
+        """
+        config = self.config
+        rng = np.random.default_rng([config.seed, 0, step])
+        scenes = [world.sample_scene(rng) for _ in range(config.batch)]
+        captions = [world.sample_caption(s, rng, config.drop, config.short) for s in scenes]
+        side = world.SIZE // model.FACTOR
+        shape = (config.batch, model.LATENT_CHANNELS, side, side)
+        noise = rng.standard_normal(shape, dtype=np.float32)
+        first = np.where(rng.uniform(size=config.batch) < config.late, 400, 0)
+        timesteps = rng.integers(first, 1000)
+        # Drawn for the whole batch, so that it does not depend on how many share it.
+        mine = self.replicas.share(config.batch)
+        images = model.to_tensor(world.render(scenes[mine]))
+        latents = model.linear_latents(images) * model.SCALING_FACTOR
+        ids = model.tokenize(self.tokenizer, captions[mine])
+        parts = (latents, torch.from_numpy(noise[mine]), torch.from_numpy(timesteps[mine]), ids)
+        a, b, c, d = (part.to(self.device) for part in parts)
+        return a, b, c, d
+
+    def step(self) -> dict[str, float]:
+        """One optimiser step."""
+        rate = learning_rate(self.config, self.step_count * self.config.batch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        loss = self._loss(*self.batch(self.step_count))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        grads = [p.grad for p in self.parameters if p.grad is not None]
+        extra = self.replicas.average(grads, [float(loss.detach()), float(self.stopping)])
+        self.stopping = extra[1] > 0
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
+        self.optimizer.step()
+        self.average.update(self.step_count)
+        self.step_count += 1
+        return {"loss": extra[0], "norm": float(norm), "rate": rate}
+
+    def state(self) -> dict[str, Any]:
+        """Weights, their average, optimiser and step counter."""
+        return {
+            "unet": self.unet.state_dict(),
+            "text_encoder": self.text_encoder.state_dict(),
+            "average": self.average.values,
+            "optimizer": self.optimizer.state_dict(),
+            "step_count": self.step_count,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Takes up a state of `state`."""
+        self.unet.load_state_dict(state["unet"])
+        self.text_encoder.load_state_dict(state["text_encoder"])
+        for mine, saved in zip(self.average.values, state["average"]):
+            mine.copy_(saved)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step_count = int(state["step_count"])

@@ -1,0 +1,128 @@
+"""Training resumes exactly, the schedule is what it says, and replicas change nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Callable, Union
+
+import pytest
+import torch
+
+from benchmarks.embedded import checkpoint, figures, model, train, world
+from benchmarks.embedded.autoencoder import AutoencoderTraining
+from benchmarks.embedded.denoiser import DenoiserTraining
+from benchmarks.embedded.editing import Method, TorchEditing
+from benchmarks.embedded.settings import TrainConfig, learning_rate
+
+SIZES = model.ModelConfig(
+    channels=(16, 16, 16, 16),
+    text_width=16,
+    text_layers=1,
+    vae_channels=(16, 16, 24),
+    groups=8,
+    vae_groups=4,
+)
+CONFIG = TrainConfig(samples=24, batch=4, warmup=8)
+
+Training = Union[DenoiserTraining, AutoencoderTraining]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("kind", [DenoiserTraining, AutoencoderTraining])
+def test_resumes_exactly(kind: Callable[..., Training], tmp_path: pathlib.Path) -> None:
+    whole = kind(CONFIG, SIZES)
+    train.run(whole, CONFIG, tmp_path, "whole", 1e9)
+    assert whole.step_count == 6
+    first = kind(CONFIG, SIZES)
+    for _ in range(2):
+        first.step()
+    train.save(first, tmp_path / "part.pt")
+    second = kind(CONFIG, SIZES)
+    # Whatever happens in between must not count.
+    torch.manual_seed(123)
+    assert train.resume(second, tmp_path / "part.pt")
+    train.run(second, CONFIG, tmp_path, "part", 1e9)
+    assert second.step_count == 6
+    for one, two in zip(whole.parameters, second.parameters):
+        assert torch.equal(one, two)
+    for one, two in zip(whole.average.values, second.average.values):
+        assert torch.equal(one, two)
+    assert not train.resume(second, tmp_path / "none.pt")
+
+
+def test_stops_when_told(tmp_path: pathlib.Path) -> None:
+    training = DenoiserTraining(CONFIG, SIZES)
+    training.stopping = True
+    train.run(training, CONFIG, tmp_path, "unet", 1e9)
+    assert training.step_count == 0
+    assert (tmp_path / "unet.pt").exists()
+
+
+def test_replicas_share_a_batch() -> None:
+    training = DenoiserTraining(CONFIG, SIZES)
+    whole = training.batch(3)
+    for rank in range(2):
+        training.replicas.rank, training.replicas.count = rank, 2
+        half = training.batch(3)
+        for all_rows, rows in zip(whole, half):
+            assert torch.equal(all_rows[2 * rank : 2 * rank + 2], rows)
+
+
+def test_learning_rate() -> None:
+    config = TrainConfig(samples=1000, batch=10, warmup=100, rate=1.0, decay=0.4)
+    rates = [learning_rate(config, samples) for samples in range(0, 1000, 10)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[10:60] == [1.0] * 50
+    assert all(a >= b for a, b in zip(rates[60:], rates[61:]))
+    assert rates[-1] < 0.03
+
+
+def test_checkpoint_opens_and_edits(tmp_path: pathlib.Path) -> None:
+    config = dataclasses.replace(CONFIG, samples=8)
+    parts: dict[str, Training] = {
+        "unet": DenoiserTraining(config, SIZES),
+        "vae": AutoencoderTraining(config, SIZES),
+    }
+    for name, training in parts.items():
+        train.run(training, config, tmp_path, name, 1e9)
+        (tmp_path / f"{name}.settings.jsonl").write_text('{"batch": 4}\n', encoding="utf-8")
+    seen = checkpoint.join(tmp_path, tmp_path / "out", SIZES)
+    assert seen == {"unet": 8, "vae": 8}
+    editing = TorchEditing.open(tmp_path / "out")
+    scenes = world.sample_scenes(2, 0)
+    images = world.render(scenes)
+    prompts = [world.caption(scene) for scene in scenes]
+    layers = tuple(range(16))
+    for method in (
+        Method("self", layers, (), 0.5, 3.0),
+        Method("both", layers, layers, 1.0, 1.0),
+        Method("reused", layers, (), 1.0, 3.0, reuse=True),
+    ):
+        colour, shape = editing.edit(images, prompts, [prompts, prompts[::-1]], 4, method)
+        assert colour.shape == shape.shape == images.shape
+    assert editing.generate(prompts, 2, 3.0).shape == images.shape
+    assert editing.reconstruct(images, 2).shape == images.shape
+
+
+def test_encoder_starts_near_the_analytic_latents() -> None:
+    training = AutoencoderTraining(CONFIG, model.ModelConfig())
+    images = model.to_tensor(world.render(world.sample_scenes(4, 0)))
+    with torch.no_grad():
+        found = training.vae.encode(images).latent_dist.mean
+    wanted = model.linear_latents(images)
+    assert float((found - wanted).square().mean().sqrt()) < 0.1
+
+
+def test_intervals() -> None:
+    half = figures.rate([True] * 50 + [False] * 50)
+    assert (round(half.low, 3), round(half.high, 3)) == (0.404, 0.596)
+    assert figures.rate([True] * 200).low == pytest.approx(0.9812, abs=1e-3)
+    assert figures.rate([]).count == 0
+    level = figures.mean([1.0, 2.0, 3.0] * 30)
+    assert level.low < 2.0 < level.high
+    assert level == figures.mean([1.0, 2.0, 3.0] * 30)
