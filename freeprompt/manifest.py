@@ -5,6 +5,7 @@ Nothing that describes a model is written in code a second time: export writes i
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, Optional, Union
 
@@ -18,8 +19,12 @@ MANIFEST_NAME = "manifest.json"
 # The rule of the reference implementation: self-attention maps of at most 32 x 32 tokens are replaced.
 REPLACED_TOKENS = 1024
 
-Positive = Annotated[int, msgspec.Meta(ge=1)]
-Natural = Annotated[int, msgspec.Meta(ge=0)]
+# Bounds far above any model's: a damaged number is an error here and not an
+# allocation of terabytes later.
+MAX_NATIVE_PIXELS = 64 << 20
+Positive = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
+Natural = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
+TokenId = Annotated[int, msgspec.Meta(ge=0, le=(1 << 31) - 1)]
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 DataType = Literal["float16", "float32", "int32", "int64"]
 
@@ -105,9 +110,9 @@ class TextSpec:
 
     tokens: Positive
     channels: Positive
-    bos_token_id: Natural
-    eos_token_id: Natural
-    pad_token_id: Natural
+    bos_token_id: TokenId
+    eos_token_id: TokenId
+    pad_token_id: TokenId
 
 
 @dataclass(frozen=True)
@@ -164,17 +169,32 @@ class _Versioned:
     format_version: int
 
 
+@dataclass(frozen=True)
+class _Sealed:
+    manifest_sha256: Sha256
+
+
+_UNSEALED = b"0" * 64
+
+
 def manifest_to_json(manifest: Manifest) -> bytes:
-    """Readable, deterministic JSON."""
-    return msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=1) + b"\n"
+    """Readable, deterministic JSON that begins with a checksum of itself.
+
+    Every file has its SHA-256 in the manifest; ``manifest_sha256`` does the same for the manifest,
+    where one flipped digit of a coefficient would otherwise be a slightly different model. It is the
+    SHA-256 of the whole text with 64 zeros in its place.
+    """
+    text = msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=1)
+    text = b'{\n "manifest_sha256": "' + _UNSEALED + b'",' + text[1:] + b"\n"
+    return text.replace(_UNSEALED, hashlib.sha256(text).hexdigest().encode(), 1)
 
 
 def manifest_from_json(data: bytes) -> Manifest:
     """Parse and check a manifest.
 
     Raises:
-        BundleError: not JSON, another format version, a field missing, of a wrong type or out of range, or values
-            that contradict each other.
+        BundleError: not JSON, another format version, a checksum that differs, a field missing,
+            of a wrong type or out of range, or values that contradict each other.
     """
     try:
         version = msgspec.json.decode(data, type=_Versioned).format_version
@@ -182,6 +202,13 @@ def manifest_from_json(data: bytes) -> Manifest:
             raise BundleError(
                 f"{MANIFEST_NAME} has format version {version}, this freeprompt reads {FORMAT_VERSION}; "
                 "export the checkpoint again, or install the version that wrote it"
+            )
+        sha256 = msgspec.json.decode(data, type=_Sealed).manifest_sha256
+        unsealed = data.replace(sha256.encode(), _UNSEALED, 1)
+        if hashlib.sha256(unsealed).hexdigest() != sha256:
+            raise BundleError(
+                f"{MANIFEST_NAME} is damaged or was edited (its SHA-256 differs): "
+                "copy the bundle again"
             )
         manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -206,9 +233,39 @@ def _contradiction(manifest: Manifest) -> Optional[str]:
     block = latents.scale * latents.multiple
     if latents.height % block or latents.width % block:
         return f"the native size {latents.width}x{latents.height} is not a multiple of {block}"
+    if latents.height * latents.width > MAX_NATIVE_PIXELS:
+        size = f"{latents.width}x{latents.height}"
+        return f"the native size {size} is above {MAX_NATIVE_PIXELS} pixels"
     if latents.scaling_factor == 0.0:
         return "scaling_factor is 0"
     alphas = manifest.scheduler.alphas_cumprod
     if any(later >= earlier for earlier, later in zip(alphas, alphas[1:])):
         return "alphas_cumprod must fall strictly"
+    if manifest.scheduler.steps_offset >= len(alphas):
+        offset = manifest.scheduler.steps_offset
+        return f"steps_offset {offset} is past the schedule's {len(alphas)} timesteps"
+    return _wrong_shape(manifest)
+
+
+def _wrong_shape(manifest: Manifest) -> Optional[str]:
+    """Compare the sizes that graphs fix with the constants of the model; None: any size will do."""
+    text = manifest.text
+    images = (None, manifest.latents.channels, None, None)
+    fixed: dict[str, tuple[Optional[int], ...]] = {
+        "latents": images,
+        "pinned_latents": images,
+        "next_latents": images,
+        "input_ids": (None, text.tokens),
+        "encoder_hidden_states": (None, text.tokens, text.channels),
+        "map_row": (len(manifest.layers), None),
+        "cross_map_row": (manifest.cross_layers, None),
+    }
+    for name, graph in manifest.graphs.items():
+        for tensor in (*graph.inputs, *graph.outputs):
+            sizes = fixed.get(tensor.name, tensor.shape)
+            if len(sizes) != len(tensor.shape) or any(
+                size not in (None, dim) for size, dim in zip(sizes, tensor.shape)
+            ):
+                expected = ",".join("?" if size is None else str(size) for size in sizes)
+                return f"graph {name} has {tensor}, the model's constants need [{expected}]"
     return None
