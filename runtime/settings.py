@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import math
+import numbers
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Union
@@ -12,6 +13,11 @@ from freeprompt.manifest import LayerSpec
 
 # "4,5-7,level:2" or numbers; None means the bundle's default.
 LayerChoice = Union[str, Iterable[int], None]
+
+# Guidance is applied in single precision, where anything larger is infinite.
+MAX_GUIDANCE = 1e38
+# No layer's number has more digits, and Python refuses to convert some thousands of them.
+_NUMBERS = re.compile(r"(?P<level>level:)?(?P<first>\d{1,9})(-(?P<last>\d{1,9}))?")
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,8 @@ class EditSettings:
     replace_cross_layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if not _is_number(self.guidance) or not math.isfinite(self.guidance):
+        # The comparison is False for nan too.
+        if not _is_number(self.guidance) or not abs(self.guidance) <= MAX_GUIDANCE:
             raise UsageError(f"guidance must be a finite number, not {self.guidance!r}")
         if not _is_number(self.replace_fraction) or not 0.0 <= self.replace_fraction <= 1.0:
             raise UsageError(f"replace_fraction must be from 0 to 1, not {self.replace_fraction!r}")
@@ -84,23 +91,23 @@ def _part_to_layers(part: str, layers: tuple[LayerSpec, ...]) -> set[int]:
     }
     if part in named:
         return named[part]
-    name, _, value = part.rpartition(":")
-    first, dash, last = value.partition("-")
-    if name in ("", "level") and first.isdecimal() and (last.isdecimal() if dash else not last):
-        low, high = int(first), int(last if dash else first)
-        if name == "level":
-            found = {layer.number for layer in layers if low <= layer.level <= high}
-            if found:
-                return found
+    match = _NUMBERS.fullmatch(part)
+    if match is None:
+        raise UsageError(
+            f"unknown layers {part[:60]!r}; use numbers (7), ranges (3-13), levels (level:1-3), "
+            "all, none or default"
+        )
+    low, high = int(match["first"]), int(match["last"] or match["first"])
+    if match["level"]:
+        found = {layer.number for layer in layers if low <= layer.level <= high}
+        if not found:
             levels = sorted({layer.level for layer in layers})
-            raise UsageError(f"no layer has level {value}; the levels are {levels}")
-        if low <= high <= max(high, len(layers)) and high <= len(layers):
-            return set(range(low, high + 1))
-        raise UsageError(f"unknown layer {value}; the model has layers 1 to {len(layers)}")
-    raise UsageError(
-        f"unknown layers {part!r}; use numbers (7), ranges (3-13), levels (level:1-3), all, none or default"
-    )
+            raise UsageError(f"no layer has a level of {part!r}; the levels are {levels}")
+        return found
+    if not low <= high <= len(layers):
+        raise UsageError(f"unknown layer {part!r}; the model has layers 1 to {len(layers)}")
+    return set(range(low, high + 1))
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)

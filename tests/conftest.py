@@ -1,0 +1,63 @@
+"""Shared fixtures. The small pipeline is exported once; the bundle is kept under build/ while export/ is unchanged."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# The cost of threads that wait for each other on a busy machine is far above what two threads gain on models this small.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@contextlib.contextmanager
+def cached_folder(name: str, *sources: Path) -> Iterator[tuple[Path, bool]]:
+    """A folder under build/ named by the content of ``sources``; True if it has to be filled."""
+    digest = hashlib.sha256()
+    for source in sources:
+        for path in [source] if source.is_file() else sorted(source.rglob("*.py")):
+            digest.update(path.read_bytes())
+    folder = ROOT / "build" / "tests" / f"{name}-{digest.hexdigest()[:16]}"
+    partial = folder.with_name(folder.name + ".partial")
+    if folder.exists():
+        yield folder, False
+        return
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial, True
+    partial.rename(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint() -> Path:
+    """A diffusers folder with the weights of ``tests.tiny.tiny_pipeline``."""
+    from freeprompt.export.checkpoint import quiet
+
+    with cached_folder("checkpoint", ROOT / "tests" / "tiny.py") as (folder, fill):
+        if fill:
+            from tests.tiny import tiny_pipeline
+
+            with quiet():
+                tiny_pipeline().save_pretrained(folder)
+        name = folder.name.removesuffix(".partial")
+    return ROOT / "build" / "tests" / name
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_checkpoint: Path) -> Path:
+    """The bundle exported from ``tiny_checkpoint`` in float32 with every graph. Read-only: copy before changing it."""
+    sources = (ROOT / "export", ROOT / "tests" / "tiny.py", ROOT / "freeprompt" / "manifest.py")
+    with cached_folder("bundle", *sources) as (folder, fill):
+        if fill:
+            from freeprompt.export.exporter import export_checkpoint
+
+            export_checkpoint(tiny_checkpoint, folder / "bundle")
+        name = folder.name.removesuffix(".partial")
+    return ROOT / "build" / "tests" / name / "bundle"
