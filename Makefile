@@ -1,0 +1,58 @@
+# make demo    edit the example image with the built-in model, in an environment of its own without PyTorch
+# make test    every test, in an environment of its own
+# make check   style and types
+# make clean   remove what the above made, environments included
+#
+# An environment is made once, and again when pyproject.toml or constraints.txt has changed.
+
+PYTHON ?= python3
+PYTEST_ARGS ?=
+DEMO_BUNDLE ?= demo
+DEMO_IMAGE ?= $(firstword $(wildcard freeprompt/examples/*.png))
+DEMO_PROMPT ?= $(shell cat freeprompt/examples/prompt.txt 2>/dev/null)
+DEMO_OUTPUT := demo-output
+
+PINNED := pyproject.toml constraints.txt
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+VIEW := build/view
+
+.PHONY: demo test check clean
+.DELETE_ON_ERROR:
+
+demo: .venv-demo/installed
+	mkdir -p $(DEMO_OUTPUT)
+	@echo "Editing $(DEMO_IMAGE) by the prompt \"$(DEMO_PROMPT)\":"
+	.venv-demo/bin/freeprompt edit "$(DEMO_IMAGE)" "$(DEMO_PROMPT)" --bundle "$(DEMO_BUNDLE)" \
+		-o $(DEMO_OUTPUT)/edited.png --side-by-side $(DEMO_OUTPUT)/side-by-side.png
+
+test: .venv/installed
+	.venv/bin/python -m pytest -W error $(PYTEST_ARGS)
+
+check: .venv/installed $(VIEW)
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	cd $(VIEW) && ../../.venv/bin/mypy --config-file ../../pyproject.toml --cache-dir ../mypy \
+		-p freeprompt -p benchmarks -p tests
+
+# Type checkers do not follow the mapping of an editable install (freeprompt.runtime is in runtime/), but they follow links.
+.PHONY: $(VIEW)
+$(VIEW):
+	rm -rf $@
+	mkdir -p $@/freeprompt
+	ln -s $(CURDIR)/benchmarks $(CURDIR)/tests $@/
+	ln -s $(CURDIR)/freeprompt/* $(CURDIR)/engines $(CURDIR)/runtime $(CURDIR)/export $@/freeprompt/
+
+.venv-demo/installed: $(PINNED)
+	rm -rf .venv-demo
+	$(PYTHON) -m venv .venv-demo
+	.venv-demo/bin/python $(PIP_INSTALL) --editable .
+	touch $@
+
+.venv/installed: $(PINNED)
+	rm -rf .venv
+	$(PYTHON) -m venv .venv
+	.venv/bin/python $(PIP_INSTALL) --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv .venv-demo build $(DEMO_OUTPUT) .pytest_cache .ruff_cache .hypothesis *.egg-info

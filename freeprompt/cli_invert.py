@@ -1,0 +1,58 @@
+"""``freeprompt invert``: the latents of a picture at every noise level."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from freeprompt import clioptions, clioutput
+from freeprompt.cliprogress import Stages
+
+DESCRIPTION = """\
+Invert IMAGE with DDIM and the empty prompt, and write its latents at every noise level, level 0
+(clean) first: a NumPy file [steps+1,1,channels,height,width] of float32. A file of that name is
+replaced. Without -o it is IMAGE's name with "-trajectory.npy" for its suffix, in the current
+folder."""
+
+
+def register(subparsers: clioptions.Subparsers) -> None:
+    """Add the command."""
+    parser = clioptions.add_command(
+        subparsers, "invert", run, "invert an image and keep its latents", DESCRIPTION
+    )
+    parser.add_argument("image", metavar="IMAGE", type=Path, help="the picture to invert")
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="F.npy",
+        type=Path,
+        help="default: IMAGE-trajectory.npy, see above",
+    )
+    clioptions.add_steps_option(parser)
+    clioptions.add_size_options(parser)
+    clioptions.add_fit_option(parser)
+    clioptions.add_model_options(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run the command."""
+    output = arguments.output or Path(f"{arguments.image.stem}-trajectory.npy")
+    clioutput.check_outputs([], [output], [arguments.image])
+
+    stages = Stages(arguments.quiet)
+    with stages.stage("loading"):
+        editor = clioptions.load_editor(arguments)
+    with stages.stage("inversion"):
+        inversion = editor.invert(
+            arguments.image,
+            arguments.steps,
+            size=arguments.size,
+            fit=arguments.fit,
+            callback=stages.step,
+        )
+    with stages.stage("writing"):
+        clioutput.write_array(inversion.trajectory, output)
+    if not arguments.quiet:
+        shape = "x".join(str(n) for n in inversion.trajectory.shape)
+        print(f"{output}: {shape} float32")
+        print(stages.summary())

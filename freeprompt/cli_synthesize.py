@@ -1,0 +1,82 @@
+"""``freeprompt synthesize``: a generated picture and its edits, from one noise."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from freeprompt import clioptions, clioutput
+from freeprompt.cliprogress import Stages
+
+DESCRIPTION = """\
+Generate a picture of SOURCE and, from the same noise and with its self-attention maps, one of each
+TARGET.
+
+The source goes to OUT-source.png, the target to OUT; several targets give OUT-1.png, OUT-2.png, ...
+in their order. Files of these names are replaced. Without -o, OUT is synthesized.png in the
+current folder."""
+
+
+def register(subparsers: clioptions.Subparsers) -> None:
+    """Add the command."""
+    parser = clioptions.add_command(
+        subparsers, "synthesize", run, "generate an image and its edits from one noise", DESCRIPTION
+    )
+    parser.add_argument("source", metavar="SOURCE", help="prompt of the source")
+    parser.add_argument("targets", metavar="TARGET", nargs="+", help="prompts of the edits")
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="OUT",
+        type=Path,
+        default=Path("synthesized.png"),
+        help="default: synthesized.png, see above",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="of the noise, from 0 on (default: 0)"
+    )
+    clioptions.add_edit_options(parser, fraction=0.4)
+    clioptions.add_size_options(parser)
+    clioptions.add_model_options(parser)
+    parser.add_argument(
+        "--side-by-side", metavar="FILE", type=Path, help="also write one picture of all results"
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run the command."""
+    output: Path = arguments.output
+    source = output.with_name(f"{output.stem}-source{output.suffix}")
+    outputs = [source, *clioutput.numbered(output, len(arguments.targets))]
+    sheet = arguments.side_by_side
+    clioutput.check_outputs([*outputs, *([sheet] if sheet else [])])
+
+    stages = Stages(arguments.quiet)
+    with stages.stage("loading"):
+        editor = clioptions.load_editor(arguments)
+        noise = editor.noise(arguments.seed, arguments.size)
+    with stages.stage("synthesis"):
+        latents = editor.synthesize_latents(
+            arguments.source,
+            arguments.targets,
+            noise,
+            steps=arguments.steps,
+            guidance=arguments.guidance,
+            replace_fraction=arguments.replace_fraction,
+            negative_prompt=arguments.negative_prompt,
+            replace_layers=arguments.replace_layers,
+            callback=stages.step,
+        )
+    with stages.stage("decoding"):
+        results = editor.decode(latents)
+    with stages.stage("writing"):
+        for result, path in zip(results, outputs):
+            clioutput.write_image(result, path)
+        if sheet:
+            clioutput.write_image(clioutput.side_by_side(results), sheet)
+    if not arguments.quiet:
+        for prompt, path in zip((arguments.source, *arguments.targets), outputs):
+            print(f"{path}: {prompt}")
+        if sheet:
+            print(sheet)
+        print(stages.summary())

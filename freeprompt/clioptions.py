@@ -1,0 +1,137 @@
+"""Options that several commands share, and the types of their values."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any, Callable
+
+if TYPE_CHECKING:
+    from freeprompt.editor import Editor
+
+Subparsers = Any  # argparse's own class for these is private
+
+
+def add_command(
+    subparsers: Subparsers,
+    name: str,
+    run: Callable[[argparse.Namespace], None],
+    help: str,
+    description: str,
+) -> argparse.ArgumentParser:
+    """Add the parser of a command; ``run`` gets the parsed arguments."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        name,
+        help=help,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Which bundle, on what."""
+    parser.add_argument(
+        "--bundle",
+        default="demo",
+        metavar="B",
+        help="the bundle's folder (default: demo, the built-in one)",
+    )
+    parser.add_argument(
+        "--backend", default="auto", metavar="B", help="auto, cpu or cuda (default: auto)"
+    )
+    parser.add_argument(
+        "--threads",
+        type=positive_integer,
+        metavar="N",
+        help="CPU threads within an operator (default: every core)",
+    )
+    parser.add_argument("-q", "--quiet", action="store_true", help="print errors and warnings only")
+
+
+def add_size_options(parser: argparse.ArgumentParser) -> None:
+    """The size of the image, in the model."""
+    parser.add_argument(
+        "--size",
+        type=width_and_height,
+        metavar="WxH",
+        help="size in pixels of the result (default: the model's native size)",
+    )
+
+
+def add_fit_option(parser: argparse.ArgumentParser) -> None:
+    """How a picture is brought to that size."""
+    parser.add_argument(
+        "--fit",
+        choices=("crop", "pad", "stretch"),
+        default="crop",
+        help="how IMAGE is brought to that size: cut what stands over, repeat the border, or "
+        "change the aspect ratio (default: crop)",
+    )
+
+
+def add_steps_option(parser: argparse.ArgumentParser) -> None:
+    """The number of DDIM steps."""
+    parser.add_argument(
+        "--steps", type=int, default=50, metavar="N", help="DDIM steps (default: 50)"
+    )
+
+
+def add_edit_options(parser: argparse.ArgumentParser, fraction: float) -> None:
+    """What an edit is made with."""
+    add_steps_option(parser)
+    parser.add_argument(
+        "--guidance",
+        type=float,
+        default=7.5,
+        metavar="G",
+        help="classifier-free guidance (default: 7.5)",
+    )
+    parser.add_argument(
+        "--replace-fraction",
+        type=float,
+        default=fraction,
+        metavar="F",
+        help="share of the steps, from the first, that use the source's self-attention maps, "
+        f"0 to 1 (default: {fraction})",
+    )
+    parser.add_argument(
+        "--replace-layers",
+        metavar="LAYERS",
+        help="in which self-attention layers: numbers (7), ranges (3-13), levels (level:1-3), all, "
+        "none, separated by commas (default: the bundle's; see freeprompt inspect)",
+    )
+    parser.add_argument(
+        "--negative-prompt", default="", metavar="P", help="what the result should not show"
+    )
+
+
+def positive_integer(text: str) -> int:
+    """A whole number from 1 on. Raises argparse.ArgumentTypeError."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, not {text!r}")
+    return value
+
+
+def width_and_height(text: str) -> tuple[int, int]:
+    """ "512x768" as (512, 768). Raises argparse.ArgumentTypeError."""
+    width, _, height = text.lower().partition("x")
+    # A dozen digits are no size; int() of thousands of them would be an error of its own.
+    if not (width.isdecimal() and height.isdecimal() and len(text) < 16):
+        raise argparse.ArgumentTypeError(
+            f"expected WIDTHxHEIGHT in pixels, as 512x512, not {text!r}"
+        )
+    return int(width), int(height)
+
+
+def load_editor(arguments: argparse.Namespace, verify: bool = True) -> Editor:
+    """The editor that ``add_model_options`` describes."""
+    from freeprompt.editor import Editor
+
+    return Editor.load(
+        arguments.bundle, arguments.backend, threads=arguments.threads, verify=verify
+    )
