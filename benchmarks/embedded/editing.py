@@ -184,6 +184,7 @@ class TorchEditing:
         self.vae = vae
         self.control = control_attention(unet)
         self.alphas = model.make_scheduler().alphas_cumprod.double()
+        self._inversions: dict[tuple[bytes, int], list[torch.Tensor]] = {}
 
     @classmethod
     def open(cls, folder: Union[str, pathlib.Path]) -> TorchEditing:
@@ -252,6 +253,14 @@ class TorchEditing:
         return out
 
     @torch.inference_mode()
+    def _inverted(self, images: world.ByteArray, steps: int) -> list[torch.Tensor]:
+        """Inversion that is kept: several methods edit the same pictures."""
+        key = (images.tobytes(), steps)
+        if key not in self._inversions:
+            self._inversions[key] = self.invert(self.encode(images), steps)
+        return self._inversions[key]
+
+    @torch.inference_mode()
     def generate(self, prompts: Sequence[str], steps: int, guidance: float) -> world.ByteArray:
         """See `Editing`; start noise is seeded by the number of prompts."""
         generator = torch.Generator().manual_seed(len(prompts))
@@ -266,7 +275,7 @@ class TorchEditing:
     @torch.inference_mode()
     def reconstruct(self, images: world.ByteArray, steps: int) -> world.ByteArray:
         """See `Editing`."""
-        latents = self.invert(self.encode(images), steps)[-1]
+        latents = self._inverted(images, steps)[-1]
         empty = self.text([""]).expand(len(latents), -1, -1)
         for timestep, alpha, below in self.levels(steps):
             latents = move(latents, self.noise(latents, timestep, empty), alpha, below)
@@ -288,7 +297,9 @@ class TorchEditing:
         records: Optional[list[dict[int, tuple[torch.Tensor, torch.Tensor]]]] = None
         if method.reuse:
             records = []
-        pinned = self.invert(self.encode(images), steps, records)
+            pinned = self.invert(self.encode(images), steps, records)
+        else:
+            pinned = self._inverted(images, steps)
         empty = self.text([""]).expand(count, -1, -1)
         source_text = self.text(sources) if method.cross_layers else empty
         target_text = self.text([prompt for prompts in targets for prompt in prompts])

@@ -14,9 +14,10 @@ import time
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import torch
 
 from benchmarks.embedded import figures, oracle, sheet, world
-from benchmarks.embedded.editing import ALL_LAYERS, Editing, Method
+from benchmarks.embedded.editing import ALL_LAYERS, Editing, Method, TorchEditing
 
 HELD_OUT = (20_26, 2)
 """Seed of the scenes that figures are published on; training and settings never see them."""
@@ -253,21 +254,33 @@ def score_all(
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--checkpoint", type=pathlib.Path, required=True)
+    parser.add_argument("--checkpoint", type=pathlib.Path, help="score it in PyTorch")
+    parser.add_argument("--bundle", help='score this bundle ("demo": the shipped) by the runtime')
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--scenes", type=int, default=200)
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--fraction", type=float, default=1.0)
     parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--validation", action="store_true", help="not the held-out scenes")
     options = parser.parse_args()
-    from benchmarks.embedded.editing import TorchEditing
-
     start = time.time()
-    editing = TorchEditing.open(options.checkpoint)
+    editing: Editing
+    if options.checkpoint:
+        torch.set_num_threads(options.threads)
+        editing = TorchEditing.open(options.checkpoint)
+    else:
+        # Here, since training scores itself without the package.
+        from benchmarks.embedded.runtime_editing import RuntimeEditing
+
+        editing = RuntimeEditing.open(options.bundle or "demo", threads=options.threads)
     seed = VALIDATION if options.validation else HELD_OUT
     scenes = world.sample_scenes(options.scenes, seed)
-    methods = default_methods(options.fraction, options.guidance)
+    methods = [
+        method
+        for method in default_methods(options.fraction, options.guidance)
+        if options.checkpoint or not method.reuse
+    ]
     sections, text = score_all(editing, scenes, options.steps, methods, options.guidance)
     plain = {
         section: {
