@@ -69,7 +69,12 @@ def atomic_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
         if target.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
             target.replace(old / "bundle")
-            temporary.replace(target)
+            try:
+                temporary.replace(target)
+            except BaseException:
+                (old / "bundle").replace(target)
+                old.rmdir()
+                raise
             shutil.rmtree(old, ignore_errors=True)
         else:
             temporary.replace(target)
