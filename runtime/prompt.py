@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from freeprompt.engines.session import NumpyArray
-from freeprompt.errors import BundleError, PromptTruncatedWarning, UsageError
+from freeprompt.errors import BundleError, FreePromptError, PromptTruncatedWarning, UsageError
 from freeprompt.manifest import TextSpec
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
     """Read a tokenizer.json. Raises BundleError if it cannot be read."""
-    try:
+    with _translated(f"{path.name} is not a tokenizer", BundleError):
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises plain Exception
-        raise BundleError(f"{path.name} is not a tokenizer: {error}") from error
     # Cutting and padding are done here, where a cut can be told to the user.
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -38,19 +38,28 @@ def prompts_to_ids(tokenizer: Tokenizer, spec: TextSpec, prompts: tuple[str, ...
     for row, prompt in zip(ids, prompts):
         if not isinstance(prompt, str):
             raise UsageError(f"a prompt must be a string, not {type(prompt).__name__}")
-        try:
+        with _translated(f"the prompt {prompt[:60]!r} cannot be encoded", UsageError):
             prompt.encode()
-            tokens = tokenizer.encode(prompt).ids
-        except (UnicodeEncodeError, TypeError) as error:
-            raise UsageError(f"the prompt {prompt[:60]!r} cannot be encoded: {error}") from error
+            encoding = tokenizer.encode(prompt)
+        tokens = encoding.ids
         if len(tokens) > spec.tokens:
-            rest = tokenizer.decode(tokens[spec.tokens - 1 : -1])
+            rest = prompt[encoding.offsets[spec.tokens - 1][0] :]
             warnings.warn(
-                f"the prompt has {len(tokens)} tokens, the text encoder takes {spec.tokens}; "
-                f"cut at {rest[:60]!r}",
+                f"the prompt has {len(tokens)} tokens, the text encoder takes {spec.tokens}; cut at {rest[:60]!r}",
                 PromptTruncatedWarning,
                 stacklevel=3,
             )
             tokens = [*tokens[: spec.tokens - 1], spec.eos_token_id]
         row[: len(tokens)] = tokens
     return ids
+
+
+@contextlib.contextmanager
+def _translated(message: str, kind: type[FreePromptError]) -> Iterator[None]:
+    """The library raises plain Exception, and a panic of its Rust code is no Exception at all."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise kind(f"{message}: {error}") from error

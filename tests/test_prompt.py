@@ -1,0 +1,168 @@
+"""Token ids against the checkpoint's own tokenizer."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from transformers import CLIPTokenizer
+
+from freeprompt.bundle import Bundle
+from freeprompt.errors import BundleError, PromptTruncatedWarning, UsageError
+from freeprompt.export.checkpoint import quiet
+from freeprompt.manifest import TextSpec
+from freeprompt.runtime.prompt import load_tokenizer, prompts_to_ids
+
+TEXTS = (
+    "",
+    " ",
+    "a",
+    "a red cat",
+    "A  Photo\tof\n\n a DOG.",
+    "l'été à São Paulo",
+    "it's 3.14159 o'clock, isn't it? (50% off!) #1 @home",
+    "日本語 русский العربية",
+    "🙂🙃 👩‍👩‍👧",
+    "e\u0301clair \u00e9clair ﬁ",
+    "<|endoftext|> and <|startoftext|> within",
+    "\x00 \x7f \ufeff \u200b",
+    "'s 't 're 've 'm 'll 'd",
+)
+
+
+@pytest.fixture(scope="module")
+def theirs(tiny_checkpoint: Path) -> CLIPTokenizer:
+    with quiet():
+        return CLIPTokenizer.from_pretrained(tiny_checkpoint, subfolder="tokenizer")
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_bundle: Path) -> Bundle:
+    return Bundle.open(tiny_bundle)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(bundle: Bundle) -> Tokenizer:
+    return load_tokenizer(bundle.file(bundle.manifest.tokenizer))
+
+
+def expected_ids(theirs: CLIPTokenizer, texts: tuple[str, ...]) -> Any:
+    return theirs(list(texts), padding="max_length", truncation=True, max_length=77, return_tensors="np")["input_ids"]
+
+
+def ids_ignoring_cuts(tokenizer: Tokenizer, spec: TextSpec, texts: tuple[str, ...]) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PromptTruncatedWarning)
+        return prompts_to_ids(tokenizer, spec, texts)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_ids_are_the_checkpoints(tokenizer: Tokenizer, theirs: CLIPTokenizer, bundle: Bundle, text: str) -> None:
+    ids = prompts_to_ids(tokenizer, bundle.manifest.text, (text,))
+    assert ids.dtype == np.int32 and ids.shape == (1, 77)
+    np.testing.assert_array_equal(ids, expected_ids(theirs, (text,)))
+
+
+def test_several_prompts(tokenizer: Tokenizer, theirs: CLIPTokenizer, bundle: Bundle) -> None:
+    ids = prompts_to_ids(tokenizer, bundle.manifest.text, TEXTS)
+    np.testing.assert_array_equal(ids, expected_ids(theirs, TEXTS))
+
+
+def test_no_prompts(tokenizer: Tokenizer, bundle: Bundle) -> None:
+    assert prompts_to_ids(tokenizer, bundle.manifest.text, ()).shape == (0, 77)
+
+
+@settings(derandomize=True, deadline=None, max_examples=300)
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=120))
+def test_any_text(tokenizer: Tokenizer, theirs: CLIPTokenizer, bundle: Bundle, text: str) -> None:
+    ids = ids_ignoring_cuts(tokenizer, bundle.manifest.text, (text,))
+    np.testing.assert_array_equal(ids, expected_ids(theirs, (text,)))
+
+
+@pytest.mark.parametrize("words", [74, 75, 76, 200])
+def test_cut_at_77_tokens_with_a_warning(
+    tokenizer: Tokenizer, theirs: CLIPTokenizer, bundle: Bundle, words: int
+) -> None:
+    spec = bundle.manifest.text
+    text = " ".join(["cat"] * (words - 1) + ["dog"])
+    if words <= 75:
+        ids = prompts_to_ids(tokenizer, spec, (text,))
+    else:
+        start = "cat cat" if words > 100 else "dog'"
+        message = f"the prompt has {words + 2} tokens, the text encoder takes 77; cut at '{start}"
+        with pytest.warns(PromptTruncatedWarning, match=message) as caught:
+            ids = prompts_to_ids(tokenizer, spec, (text,))
+        assert len(caught) == 1
+    np.testing.assert_array_equal(ids, expected_ids(theirs, (text,)))
+    assert ids[0, 0] == spec.bos_token_id and spec.eos_token_id in ids[0]
+
+
+def test_only_the_cut_prompt_warns(tokenizer: Tokenizer, bundle: Bundle) -> None:
+    with pytest.warns(PromptTruncatedWarning) as caught:
+        prompts_to_ids(tokenizer, bundle.manifest.text, ("a cat", "dog " * 90, "a"))
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a \udcff cat", "\udfff\ud800"])
+def test_lone_surrogates_are_refused(tokenizer: Tokenizer, bundle: Bundle, text: str) -> None:
+    with pytest.raises(UsageError, match="cannot be encoded"):
+        prompts_to_ids(tokenizer, bundle.manifest.text, (text,))
+
+
+@pytest.mark.parametrize("prompt", [None, 1, b"a cat", ["a cat"], ("a", "b")])
+def test_what_is_no_string_is_refused(tokenizer: Tokenizer, bundle: Bundle, prompt: Any) -> None:
+    with pytest.raises(UsageError, match=f"must be a string, not {type(prompt).__name__}"):
+        prompts_to_ids(tokenizer, bundle.manifest.text, (prompt,))
+
+
+def changed(tiny_bundle: Path, tmp_path: Path, **changes: Any) -> Path:
+    data = json.loads((tiny_bundle / "tokenizer.json").read_bytes())
+    data.update(changes)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(data))
+    return path
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"version": "1.0"}', "\x00"])
+def test_what_is_no_tokenizer(tmp_path: Path, text: str) -> None:
+    (tmp_path / "tokenizer.json").write_text(text)
+    with pytest.raises(BundleError, match=r"tokenizer\.json is not a tokenizer"):
+        load_tokenizer(tmp_path / "tokenizer.json")
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"tokenizer\.json is not a tokenizer"):
+        load_tokenizer(tmp_path / "tokenizer.json")
+
+
+def test_truncation_and_padding_in_the_file_are_not_used(
+    tiny_bundle: Path, tmp_path: Path, bundle: Bundle, theirs: CLIPTokenizer
+) -> None:
+    """They would cut without a warning."""
+    path = changed(
+        tiny_bundle,
+        tmp_path,
+        truncation={
+            "direction": "Right",
+            "max_length": 4,
+            "strategy": "LongestFirst",
+            "stride": 0,
+        },
+        padding={
+            "strategy": {"Fixed": 100},
+            "direction": "Left",
+            "pad_to_multiple_of": None,
+            "pad_id": 0,
+            "pad_type_id": 0,
+            "pad_token": "a",
+        },
+    )
+    ids = prompts_to_ids(load_tokenizer(path), bundle.manifest.text, TEXTS)
+    np.testing.assert_array_equal(ids, expected_ids(theirs, TEXTS))
