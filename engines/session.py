@@ -1,9 +1,9 @@
 """The seam between the runtime and whatever executes a graph.
 
-A ``Backend`` opens the graphs of a bundle as ``Session`` objects and owns the device's memory; a ``Session`` maps named arrays
-to named arrays. An ``Array`` stays where the backend keeps it: the runtime passes a step's output to the next step
-without looking at it, so that on a GPU latents never cross the bus. Small tables that change at each step are given as
-NumPy arrays; the backend moves them as it likes.
+A ``Backend`` opens the graphs of a bundle as ``Session`` objects and owns the device's memory; a ``Session`` maps
+named arrays to named arrays. An ``Array`` stays where the backend keeps it: the runtime passes a step's output to
+the next step without looking at it, so that on a GPU latents never cross the bus. Small tables that change at each
+step are given as NumPy arrays; the backend moves them as it likes.
 
 An array is immutable: a session never writes again into what it has returned, however its buffers are organised, and
 the memory is free to be used again when the last reference is gone. Arrays may be passed between the sessions of one
@@ -107,9 +107,7 @@ class HostArray:
         return self.values
 
 
-def check_feeds(
-    graph: str, specs: tuple[TensorSpec, ...], feeds: Mapping[str, Feed]
-) -> dict[str, int]:
+def check_feeds(graph: str, specs: tuple[TensorSpec, ...], feeds: Mapping[str, Feed]) -> dict[str, int]:
     """Check feeds against a graph's inputs and bind its named dimensions.
 
     Returns:

@@ -38,9 +38,7 @@ class Routing:
     taps: dict[int, torch.Tensor] = field(default_factory=dict)
 
 
-def scaled_attention(
-    attn: Attention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
-) -> torch.Tensor:
+def scaled_attention(attn: Attention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """softmax(q k^T / sqrt(d)) v per head, as MatMul-Softmax-MatMul.
 
     The scale multiplies the query *before* the product: in half precision the unscaled product is what overflows.

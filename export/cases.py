@@ -57,9 +57,7 @@ class StepCase:
     blocks: tuple[int, int] = (2, 3)
 
 
-def step_cases(
-    latents: LatentSpec, text: TextSpec, architecture: Architecture, routes: Routes
-) -> list[StepCase]:
+def step_cases(latents: LatentSpec, text: TextSpec, architecture: Architecture, routes: Routes) -> list[StepCase]:
     """The first is for tracing (no size equals another or is 0 or 1), the others differ in size and in batch.
 
     Args:
@@ -116,8 +114,6 @@ def _case(
         normal(latents),
         normal(latents),
     )
-    records = tuple(
-        normal(recorded, height * width // 4**layer.level, layer.channels) for layer in recordable
-    )
+    records = tuple(normal(recorded, height * width // 4**layer.level, layer.channels) for layer in recordable)
     shapes = f"rows={rows} latents={latents}x{height}x{width} recorded={recorded}"
     return StepCase(shapes, step, records, (high, wide))

@@ -18,7 +18,6 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from freeprompt.errors import CheckpointError
 
-
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
@@ -38,7 +37,8 @@ def load_checkpoint(source: str) -> Checkpoint:
     """Load a diffusers folder, or a model of the hub by its id.
 
     Raises:
-        CheckpointError: nothing there, weights that are pickles only, a part missing or damaged, or a model that is not of
+        CheckpointError: nothing there, weights that are pickles only, a part missing or damaged, or a model that is
+        not of
             Stable Diffusion 1.x's or 2.x's kind.
     """
     folder = Path(source)
@@ -65,8 +65,7 @@ def load_checkpoint(source: str) -> Checkpoint:
         raise
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
         raise CheckpointError(
-            f"cannot load {source} as a diffusers checkpoint with safetensors weights: "
-            f"{_first_line(error)}"
+            f"cannot load {source} as a diffusers checkpoint with safetensors weights: {_first_line(error)}"
         ) from error
     except Exception as error:  # safetensors and the hub client have classes of their own
         raise CheckpointError(f"cannot load {source}: {_first_line(error)}") from error

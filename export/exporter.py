@@ -112,9 +112,7 @@ def export_checkpoint(
 class _Exporter:
     """The state of one export: what is known of the model, and the folder that fills."""
 
-    def __init__(
-        self, checkpoint: Checkpoint, settings: ExportSettings, folder: Path, progress: Progress
-    ) -> None:
+    def __init__(self, checkpoint: Checkpoint, settings: ExportSettings, folder: Path, progress: Progress) -> None:
         self.checkpoint, self.settings, self.folder = checkpoint, settings, folder
         self.progress = progress
         self.latents = _latent_spec(checkpoint)
@@ -125,8 +123,7 @@ class _Exporter:
         )
         architecture = unet_to_architecture(checkpoint.unet, *native)
         layers = tuple(
-            replace(layer, recordable=layer.replaced and settings.profile == "latency")
-            for layer in architecture.layers
+            replace(layer, recordable=layer.replaced and settings.profile == "latency") for layer in architecture.layers
         )
         self.architecture: Architecture = replace(architecture, layers=layers)
         self.graphs: dict[str, GraphSpec] = {}
@@ -235,9 +232,7 @@ class _Exporter:
         set_routed_attention(unet, self.architecture)
         module = StepGraph(unet, recordable)
         first = self._step_cases("recorded")[0]
-        step_in, step_out = step_signature(
-            self.latents, self.text, len(layers), len(self.architecture.cross_layers)
-        )
+        step_in, step_out = step_signature(self.latents, self.text, len(layers), len(self.architecture.cross_layers))
         dtype: DataType = self.settings.precision
         rows_in = record_tensors(layers, "record_rows", dtype)
         record_sig = record_signature(self.latents, self.text, layers, dtype)
@@ -264,8 +259,12 @@ class _Exporter:
             self._variant("step_recorded", variants.to_step_recorded)
             signature = ((*step_in, *rows_in), step_out)
             self._register_step("step_recorded", module, "recorded", names, signature)
-            self.progress("graph record")
             renamed = {f"hidden_{n:02d}": record_name(n) for n in recordable}
+            self.progress("graph step_recording")
+            self._variant("step_recording", lambda model: variants.to_step_recording(model, renamed))
+            signature = (step_in, (*step_out, *record_sig[1]))
+            self._register_step("step_recording", module, "own", names, signature)
+            self.progress("graph record")
             self._variant("record", lambda model: variants.to_record(model, renamed))
             self._register_step("record", module, "none", names, record_sig)
         self._count_macs(recordable)
@@ -281,7 +280,7 @@ class _Exporter:
         self, name: str, module: nn.Module, routes: Routes, names: list[str], signature: Signature
     ) -> None:
         cases = [(case.shapes, case.args) for case in self._step_cases(routes)[1:]]
-        outputs = slice(1, None) if name == "record" else slice(0, 1)
+        outputs = {"record": slice(1, None), "step_recording": slice(None)}.get(name, slice(0, 1))
         self._register(name, module, cases, tuple(names), outputs, signature)
 
     def _variant(self, name: str, cut: Callable[[ir.Model], None]) -> None:
@@ -290,7 +289,7 @@ class _Exporter:
         ir.save(model, self.folder / f"{name}.onnx")
 
     def _count_macs(self, recordable: tuple[int, ...]) -> None:
-        for name in ("step", "step_recorded", "record"):
+        for name in ("step", "step_recorded", "step_recording", "record"):
             if name in self.graphs:
                 macs = self.architecture.macs
                 if name == "record":
@@ -326,9 +325,7 @@ class _Exporter:
         self.progress(f"graph {name}: agrees with torch to {worst:.1e}")
         if {s.name for s in signature[0]} - set(names):
             raise ExportError(f"graph {name} has inputs that were not traced")
-        self.graphs[name] = GraphSpec(
-            path.name, signature[0], signature[1], parity, THRESHOLDS[precision]
-        )
+        self.graphs[name] = GraphSpec(path.name, signature[0], signature[1], parity, THRESHOLDS[precision])
 
 
 def _latent_spec(checkpoint: Checkpoint) -> LatentSpec:

@@ -80,9 +80,7 @@ def _fold_transposes(model: ir.Model) -> None:
             name = f"{source.name}.transposed"
             array = np.ascontiguousarray(source.const_value.numpy().transpose(perm))
             tensor = ir.tensor(array, name=name)
-            value = ir.Value(
-                name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype)
-            )
+            value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype))
             value.const_value = tensor
             graph.register_initializer(value)
             folded[key] = value

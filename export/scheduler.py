@@ -61,7 +61,7 @@ def _betas(config: dict[str, Any]) -> Betas:
 
 
 def _rescale_to_zero_snr(betas: Betas) -> Betas:
-    """Shift and scale sqrt(alphas_cumprod) so that the last is zero (Lin et al. 2023, arXiv 2305.08891, algorithm 1)."""
+    """Shift and scale sqrt(alphas_cumprod) so that the last is zero (Lin et al. 2023, arXiv 2305.08891, alg. 1)."""
     root = np.sqrt(np.cumprod(1.0 - betas))
     root = (root - root[-1]) * root[0] / (root[0] - root[-1])
     cumulative = root**2

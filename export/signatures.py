@@ -15,11 +15,7 @@ def record_name(layer: int) -> str:
 def text_encoder_signature(text: TextSpec) -> Signature:
     return (
         (TensorSpec("input_ids", "int32", ("texts", text.tokens)),),
-        (
-            TensorSpec(
-                "encoder_hidden_states", "float32", ("texts", text.tokens, text.channels)
-            ),
-        ),
+        (TensorSpec("encoder_hidden_states", "float32", ("texts", text.tokens, text.channels)),),
     )
 
 
@@ -37,9 +33,7 @@ def vae_decoder_signature(latents: LatentSpec) -> Signature:
     )
 
 
-def step_signature(
-    latents: LatentSpec, text: TextSpec, layers: int, cross_layers: int
-) -> Signature:
+def step_signature(latents: LatentSpec, text: TextSpec, layers: int, cross_layers: int) -> Signature:
     """The step graph of design.md, 4. ``pinned_latents`` are read by rows but not stepped: the source's trajectory."""
     inputs = (
         _latents("latents", "latents", latents),
@@ -57,9 +51,7 @@ def step_signature(
     return inputs, (_latents("next_latents", "latents", latents),)
 
 
-def record_signature(
-    latents: LatentSpec, text: TextSpec, layers: tuple[LayerSpec, ...], dtype: DataType
-) -> Signature:
+def record_signature(latents: LatentSpec, text: TextSpec, layers: tuple[LayerSpec, ...], dtype: DataType) -> Signature:
     """The record graph: hidden states of every recordable layer for rows that use their own maps."""
     inputs = (
         _latents("latents", "latents", latents),
@@ -71,9 +63,7 @@ def record_signature(
     return inputs, record_tensors(layers, "rows", dtype)
 
 
-def record_tensors(
-    layers: tuple[LayerSpec, ...], rows: str, dtype: DataType
-) -> tuple[TensorSpec, ...]:
+def record_tensors(layers: tuple[LayerSpec, ...], rows: str, dtype: DataType) -> tuple[TensorSpec, ...]:
     """[rows, tokens of the layer's level, channels] for each recordable layer."""
     return tuple(
         TensorSpec(record_name(layer.number), dtype, (rows, f"tokens_{layer.level}", layer.channels))

@@ -31,9 +31,7 @@ def save_tokenizer(tokenizer: CLIPTokenizer, path: Path) -> None:
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise ExportError(
-            f"the checkpoint's {type(tokenizer).__name__} has no backend of the tokenizers library"
-        )
+        raise ExportError(f"the checkpoint's {type(tokenizer).__name__} has no backend of the tokenizers library")
     backend.no_padding()
     backend.no_truncation()
     path.write_text(backend.to_str(), encoding="utf-8")

@@ -4,6 +4,7 @@ The traced model takes recorded rows and gives every recordable layer's hidden s
 
 - ``step``: neither; one engine that does everything.
 - ``step_recorded``: takes recorded rows.
+- ``step_recording``: gives hidden states next to the stepped latents.
 - ``record``: gives hidden states and nothing else, so that everything after the last recorded layer falls away, and
   with it guidance and the scheduler; rows use their own maps, so that the routing falls away too.
 """
@@ -21,11 +22,15 @@ ROUTING_INPUTS = ("map_row", "cross_map_row")
 def to_step(model: ir.Model) -> None:
     """Take away recorded inputs and hidden outputs."""
     _keep_outputs(model, {"next_latents"})
-    for value in list(model.graph.inputs):
-        if value.name is not None and value.name.startswith("record_"):
-            _bypass(model, (use.node for use in value.uses()))
-            model.graph.inputs.remove(value)
+    _remove_records(model)
     _finish(model, "step")
+
+
+def to_step_recording(model: ir.Model, outputs: dict[str, str]) -> None:
+    """Take away recorded inputs; ``outputs`` as in ``to_record``."""
+    _remove_records(model)
+    _rename_outputs(model, outputs)
+    _finish(model, "step_recording")
 
 
 def to_step_recorded(model: ir.Model) -> None:
@@ -42,10 +47,7 @@ def to_record(model: ir.Model, outputs: dict[str, str]) -> None:
     """
     graph = model.graph
     _keep_outputs(model, set(outputs))
-    for value in list(graph.inputs):
-        if value.name is not None and value.name.startswith("record_"):
-            _bypass(model, (use.node for use in value.uses()))
-            graph.inputs.remove(value)
+    _remove_records(model)
     for value in list(graph.inputs):
         if value.name in ROUTING_INPUTS:
             for user in [use.node for use in value.uses()]:
@@ -55,9 +57,7 @@ def to_record(model: ir.Model, outputs: dict[str, str]) -> None:
                 # The user picks a layer's row of the table; what gathers by that is routed.
                 index = _after_reshapes(user.outputs[0])
                 _bypass(model, (use.node for use in index.uses()))
-    for output in graph.outputs:
-        assert output.name is not None
-        output.name = outputs[output.name]
+    _rename_outputs(model, outputs)
     passes.RemoveUnusedNodesPass()(model)
     for value in list(graph.inputs):
         if not value.uses():
@@ -100,6 +100,19 @@ def _bypass(model: ir.Model, nodes: Iterable[ir.Node]) -> None:
         assert node.op_type in ("Concat", "Gather") and node.inputs[0] is not None, node
         ir.convenience.replace_all_uses_with(node.outputs[0], node.inputs[0])
         model.graph.remove(node, safe=True)
+
+
+def _remove_records(model: ir.Model) -> None:
+    for value in list(model.graph.inputs):
+        if value.name is not None and value.name.startswith("record_"):
+            _bypass(model, (use.node for use in value.uses()))
+            model.graph.inputs.remove(value)
+
+
+def _rename_outputs(model: ir.Model, names: dict[str, str]) -> None:
+    for output in model.graph.outputs:
+        assert output.name is not None
+        output.name = names.get(output.name, output.name)
 
 
 def _keep_outputs(model: ir.Model, names: set[str]) -> None:

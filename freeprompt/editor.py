@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
 
 import numpy as np
 from PIL import Image
-from tokenizers import Tokenizer
 
 from freeprompt.bundle import Bundle
 from freeprompt.engines.select import create_backend
 from freeprompt.engines.session import Array, Backend, NumpyArray
-from freeprompt.errors import BundleError, InversionError, UsageError
+from freeprompt.errors import UsageError
 from freeprompt.manifest import LatentSpec, Manifest
-from freeprompt.runtime import execute, stages
+from freeprompt.runtime import recording, stages
+from freeprompt.runtime.execute import StepResult
 from freeprompt.runtime.graphs import Graphs
 from freeprompt.runtime.image import (
     ImageSource,
@@ -26,20 +26,15 @@ from freeprompt.runtime.image import (
     tensor_to_images,
 )
 from freeprompt.runtime.inversion import Inversion
+from freeprompt.runtime.pipeline import Limits, Observer, Pipeline, ignore
 from freeprompt.runtime.plan import Plan
-from freeprompt.runtime.planner import (
-    check_targets,
-    plan_edit,
-    plan_generation,
-    plan_inversion,
-    plan_synthesis,
-)
-from freeprompt.runtime.prompt import load_tokenizer
+from freeprompt.runtime.planner import check_targets
 from freeprompt.runtime.schedule import Schedule
 from freeprompt.runtime.settings import EditSettings, LayerChoice, choice_to_layers
 
 DEMO = "demo"
-# The reference's defaults: 50 steps, guidance 7.5; maps replaced in 80 % of the steps of a real image, 40 % of a generated one.
+# The reference's defaults: 50 steps, guidance 7.5; maps replaced in 80 % of the steps of a real image, 40 % of a
+# generated one.
 STEPS = 50
 GUIDANCE = 7.5
 REAL_FRACTION = 0.8
@@ -74,13 +69,17 @@ class Editor:
 
     A ``callback`` is called after each step. What it raises passes through, so raising ``freeprompt.errors.Cancelled``
     cancels; the editor and every inversion stay usable.
+
+    Args:
+        bundle: an open bundle.
+        backend: where its graphs run.
+        limits: rows of one evaluation, and bytes of recorded rows that one inversion holds.
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+    def __init__(self, bundle: Bundle, backend: Backend, limits: Limits | None = None) -> None:
         self.bundle = bundle
-        self.graphs = Graphs(bundle, backend)
-        self._tokenizer: Tokenizer | None = None
-        self._embeddings: dict[tuple[str, ...], Array] = {}
+        self.pipeline = Pipeline(Graphs(bundle, backend))
+        self.limits = limits or Limits()
 
     @classmethod
     def load(
@@ -90,14 +89,16 @@ class Editor:
         *,
         threads: int | None = None,
         verify: bool = True,
+        limits: Limits | None = None,
     ) -> Editor:
         """Open a bundle.
 
         Args:
             bundle: its folder, or "demo" for the one that freeprompt brings.
-            backend: "auto", "cpu", "cuda", or an object of the ``Backend`` protocol.
+            backend: "auto", "cpu", "cuda", ... (``freeprompt.engines.select.BACKENDS``) or a ``Backend`` object.
             threads: CPU threads within an operator; None: every core.
             verify: compare the SHA-256 of every file.
+            limits: see ``freeprompt.runtime.pipeline.Limits``.
 
         Raises:
             BundleError: missing or damaged.
@@ -106,7 +107,7 @@ class Editor:
         """
         opened = Bundle.open(demo_bundle() if str(bundle) == DEMO else bundle, verify)
         made = create_backend(backend, threads) if isinstance(backend, str) else backend
-        return cls(opened, made)
+        return cls(opened, made, limits)
 
     @property
     def manifest(self) -> Manifest:
@@ -119,6 +120,7 @@ class Editor:
         *,
         size: tuple[int, int] | None = None,
         fit: str = "crop",
+        record: str = recording.AUTO,
         callback: Callback | None = None,
     ) -> Inversion:
         """Invert an image with DDIM and the empty prompt.
@@ -128,20 +130,17 @@ class Editor:
             steps: 1 to the length of the training schedule (1000 for Stable Diffusion).
             size: (width, height) in pixels; None: the model's native size.
             fit: how the image is brought to that size: "crop", "pad" or "stretch".
+            record: "inversion" records the source's hidden states on the way, for edits with record="inversion".
 
         Raises:
             ImageError: the image cannot be read.
-            UsageError: steps, size or fit cannot be used.
+            UsageError: steps, size, fit or record cannot be used.
         """
-        schedule = Schedule.create(self.manifest.scheduler, steps)
+        self.pipeline.schedule(steps)
         width, height = check_size(self.manifest.latents, size)
         pixels = image_to_tensor(fit_image(open_image(image), width, height, fit))
-        latents = stages.image_to_latents(self.graphs, pixels)
-        plan = plan_inversion(self.manifest, schedule)
-        levels = [latents]
-        for result in self._run(plan, schedule, latents, callback=callback):
-            levels.append(result.after)
-        return Inversion.from_levels(schedule.steps, "", self.bundle.sha256, levels)
+        latents = stages.image_to_latents(self.pipeline.graphs, pixels)
+        return self.pipeline.invert(latents, steps, record, self.limits, self._observer(callback))
 
     def edit(
         self,
@@ -152,6 +151,7 @@ class Editor:
         replace_fraction: float | None = None,
         negative_prompt: str = "",
         replace_layers: LayerChoice = None,
+        record: str = recording.AUTO,
         callback: Callback | None = None,
     ) -> list[Image.Image]:
         """Edit an inverted (or generated) image: one image for each prompt.
@@ -165,6 +165,10 @@ class Editor:
             negative_prompt: text of the unconditional rows.
             replace_layers: which self-attention layers; None: the bundle's default. Numbers or a string such as
                 "3-13", "level:1-3", "all", "none".
+            record: "exact" records the source once, so that further edits of it cost their own rows only; "none"
+                runs a source row in every step that replaces; both give the same result. "auto" is "exact" where
+                the bundle and the chosen layers allow it. "inversion" uses what ``invert(record="inversion")``
+                recorded: fewer rows, an *approximate* result.
 
         Raises:
             UsageError: an argument cannot be used.
@@ -177,6 +181,7 @@ class Editor:
             replace_fraction=replace_fraction,
             negative_prompt=negative_prompt,
             replace_layers=replace_layers,
+            record=record,
             callback=callback,
         )
         return self.decode(latents)
@@ -191,28 +196,21 @@ class Editor:
         negative_prompt: str = "",
         replace_layers: LayerChoice = None,
         replace_cross_layers: Sequence[int] = (),
+        record: str = recording.AUTO,
         callback: Callback | None = None,
     ) -> NumpyArray:
         """As ``edit``, before decoding: [prompts, C, h, w] float32.
 
         ``replace_cross_layers`` replaces cross-attention maps too, as Prompt-to-Prompt does; for comparison.
         """
-        self._check_inversion(inversion)
-        settings = self._settings(
-            inversion.prompt,
-            guidance,
-            replace_fraction,
-            negative_prompt,
-            replace_layers,
-            replace_cross_layers,
-        )
-        targets = _targets(prompts)
-        schedule = Schedule.create(self.manifest.scheduler, inversion.steps)
-        plan = plan_edit(self.manifest, schedule, inversion.prompt, targets, settings)
-        start = inversion.levels[-1]
-        if len(targets) > 1:
-            start = self.graphs.backend.upload(np.repeat(start.numpy(), len(targets), axis=0))
-        return self._last(self._run(plan, schedule, start, inversion.levels, callback), start)
+        if not isinstance(inversion, Inversion):
+            raise UsageError(f"expected an Inversion, got {type(inversion).__name__}: call invert first")
+        if replace_fraction is None:
+            replace_fraction = SYNTHETIC_FRACTION if inversion.prompt else REAL_FRACTION
+        settings = self._settings(guidance, replace_fraction, negative_prompt, replace_layers, replace_cross_layers)
+        targets = to_targets(prompts)
+        observer = self._observer(callback)
+        return self.pipeline.edit(inversion, targets, settings, record, self.limits, observer)
 
     def plan(
         self,
@@ -220,19 +218,36 @@ class Editor:
         *,
         steps: int = STEPS,
         guidance: float = GUIDANCE,
-        replace_fraction: float | None = None,
+        replace_fraction: float = REAL_FRACTION,
         negative_prompt: str = "",
         replace_layers: LayerChoice = None,
-    ) -> tuple[Plan, Plan]:
-        """What ``invert`` and ``edit`` would compute: the two plans, without running anything."""
-        settings = self._settings(
-            "", guidance, replace_fraction, negative_prompt, replace_layers, ()
-        )
-        schedule = Schedule.create(self.manifest.scheduler, steps)
-        return (
-            plan_inversion(self.manifest, schedule),
-            plan_edit(self.manifest, schedule, "", _targets(prompts), settings),
-        )
+        record: str = recording.NONE,
+        size: tuple[int, int] | None = None,
+        inversion: Inversion | None = None,
+    ) -> tuple[Plan, ...]:
+        """What ``invert`` and ``edit`` would compute, without running anything.
+
+        Args:
+            inversion: of an image inverted before; then only the edit is planned, with what is recorded already.
+        """
+        settings = self._settings(guidance, replace_fraction, negative_prompt, replace_layers, ())
+        targets = to_targets(prompts)
+        spec = self.manifest.latents
+        width, height = check_size(spec, size)
+        latents = (height // spec.scale, width // spec.scale)
+        plans: tuple[Plan, ...] = ()
+        source_prompt = ""
+        if inversion is not None:
+            steps, latents, source_prompt = inversion.steps, inversion.size, inversion.prompt
+        schedule = self.pipeline.schedule(steps)
+        mode = recording.choose_mode(record, self.manifest, settings)
+        if inversion is not None:
+            held = tuple(inversion.records[mode].passes) if mode in inversion.records else ()
+        else:
+            plans = (self.pipeline.plan_inversion(schedule, mode, *latents, self.limits),)
+            held = recording.passes_of(plans[0])
+        edits = self.pipeline.plan_edits(schedule, source_prompt, targets, settings, latents, mode, self.limits, held)
+        return (*plans, *edits)
 
     def synthesize(
         self,
@@ -250,14 +265,15 @@ class Editor:
     ) -> list[Image.Image]:
         """Generate a source image and its edits from one noise: [source, *targets].
 
+        For further edits of the same source use ``generate`` and ``edit``: they give the same images.
+
         Raises:
             UsageError: an argument cannot be used.
         """
-        start = self.noise(seed, size)
         latents = self.synthesize_latents(
             source,
             target,
-            start,
+            self.noise(seed, size),
             steps=steps,
             guidance=guidance,
             replace_fraction=replace_fraction,
@@ -278,25 +294,16 @@ class Editor:
         replace_fraction: float = SYNTHETIC_FRACTION,
         negative_prompt: str = "",
         replace_layers: LayerChoice = None,
-        replace_cross_layers: Sequence[int] = (),
         callback: Callback | None = None,
     ) -> NumpyArray:
         """As ``synthesize``, from given noise [1, C, h, w] and before decoding: [1 + targets, C, h, w] float32."""
-        targets = _targets(target)
+        targets = to_targets(target)
         check_targets((source,))
-        settings = self._settings(
-            source,
-            guidance,
-            replace_fraction,
-            negative_prompt,
-            replace_layers,
-            replace_cross_layers,
-        )
-        schedule = Schedule.create(self.manifest.scheduler, steps)
-        plan = plan_synthesis(self.manifest, schedule, source, targets, settings)
-        repeated = np.repeat(noise.astype(np.float32), 1 + len(targets), axis=0)
-        start = self.graphs.backend.upload(repeated)
-        return self._last(self._run(plan, schedule, start, callback=callback), start)
+        check_targets(targets)
+        settings = self._settings(guidance, replace_fraction, negative_prompt, replace_layers, ())
+        start = noise.astype(np.float32)
+        observer = self._observer(callback)
+        return self.pipeline.synthesize(source, targets, start, steps, settings, self.limits, observer)
 
     def generate(
         self,
@@ -314,16 +321,9 @@ class Editor:
         ``decode(result.trajectory[0])`` is the image.
         """
         check_targets((prompt,))
-        settings = self._settings(prompt, guidance, 0.0, negative_prompt, None, ())
-        schedule = Schedule.create(self.manifest.scheduler, steps)
-        plan = plan_generation(self.manifest, schedule, prompt, settings)
-        start = self.graphs.backend.upload(self.noise(seed, size))
-        levels = [start]
-        for result in self._run(plan, schedule, start, callback=callback):
-            levels.append(result.after)
-        return Inversion.from_levels(
-            schedule.steps, prompt, self.bundle.sha256, tuple(reversed(levels))
-        )
+        settings = self._settings(guidance, 0.0, negative_prompt, None, ())
+        noise = self.noise(seed, size)
+        return self.pipeline.generate(prompt, noise, steps, settings, self._observer(callback))
 
     def noise(self, seed: int = 0, size: tuple[int, int] | None = None) -> NumpyArray:
         """Starting noise [1, C, h, w] float32 from NumPy's PCG64 generator; not PyTorch's noise of that seed.
@@ -343,74 +343,35 @@ class Editor:
         values = latents if isinstance(latents, np.ndarray) else latents.numpy()
         images = []
         for one in values:
-            image = stages.latents_to_image(self.graphs, np.ascontiguousarray(one[None]))
+            image = stages.latents_to_image(self.pipeline.graphs, np.ascontiguousarray(one[None]))
             images += tensor_to_images(image.numpy())
         return images
 
-    def _run(
-        self,
-        plan: Plan,
-        schedule: Schedule,
-        latents: Array,
-        trajectory: Sequence[Array] = (),
-        callback: Callback | None = None,
-    ) -> Iterator[execute.StepResult]:
-        embeddings = self._embed(plan.texts)
-        results = execute.run_steps(self.graphs, plan, latents, embeddings, trajectory)
-        for number, result in enumerate(results, 1):
-            if callback is not None:
-                callback(Progress(plan.name, number, len(plan.steps), self._preview(result, schedule)))
-            yield result
+    def _observer(self, callback: Callback | None) -> Observer:
+        if callback is None:
+            return ignore
 
-    def _preview(
-        self, result: execute.StepResult, schedule: Schedule
-    ) -> Callable[[], list[Image.Image]]:
-        return lambda: self.decode(result.clean_estimate(schedule))
+        def observer(plan: Plan, number: int, result: StepResult, schedule: Schedule) -> None:
+            def preview() -> list[Image.Image]:
+                return self.decode(result.clean_estimate(schedule))
 
-    def _last(self, results: Iterable[execute.StepResult], start: Array) -> NumpyArray:
-        last = start
-        for result in results:
-            last = result.after
-        return last.numpy()
+            callback(Progress(plan.name, number, len(plan.steps), preview))
 
-    def _embed(self, texts: tuple[str, ...]) -> Array:
-        if texts not in self._embeddings:
-            if self._tokenizer is None:
-                self._tokenizer = load_tokenizer(self.bundle.file(self.manifest.tokenizer))
-            embeddings = stages.prompts_to_embeddings(self.graphs, self._tokenizer, texts)
-            # A few, so that a server's memory does not grow with every prompt it has seen.
-            while len(self._embeddings) >= 8:
-                del self._embeddings[next(iter(self._embeddings))]
-            self._embeddings[texts] = embeddings
-        return self._embeddings[texts]
+        return observer
 
     def _settings(
         self,
-        source_prompt: str,
         guidance: float,
-        fraction: float | None,
+        fraction: float,
         negative_prompt: str,
         layers: LayerChoice,
         cross_layers: Sequence[int],
     ) -> EditSettings:
-        if fraction is None:
-            fraction = SYNTHETIC_FRACTION if source_prompt else REAL_FRACTION
         chosen = choice_to_layers(layers, self.manifest.layers)
         unknown = set(cross_layers) - set(range(1, self.manifest.cross_layers + 1))
         if unknown:
             raise UsageError(f"unknown cross-attention layer {min(unknown)}")
-        return EditSettings(
-            guidance, fraction, negative_prompt, chosen, tuple(sorted(cross_layers))
-        )
-
-    def _check_inversion(self, inversion: Inversion) -> None:
-        if not isinstance(inversion, Inversion):
-            raise UsageError(f"expected an Inversion, got {type(inversion).__name__}: call invert first")
-        if inversion.bundle_sha256 != self.bundle.sha256:
-            raise InversionError(
-                "this inversion was made with another bundle; its latents mean nothing to this model. "
-                "Invert the image again"
-            )
+        return EditSettings(guidance, fraction, negative_prompt, chosen, tuple(sorted(cross_layers)))
 
 
 def demo_bundle() -> Path:
@@ -440,7 +401,8 @@ def check_size(spec: LatentSpec, size: tuple[int, int] | None) -> tuple[int, int
     return int(width), int(height)
 
 
-def _targets(prompts: str | Sequence[str]) -> tuple[str, ...]:
+def to_targets(prompts: str | Sequence[str]) -> tuple[str, ...]:
+    """One prompt or several, as a tuple. Raises UsageError for anything else."""
     if isinstance(prompts, str):
         return (prompts,)
     try:
@@ -449,4 +411,4 @@ def _targets(prompts: str | Sequence[str]) -> tuple[str, ...]:
         raise UsageError(f"prompts must be strings, not {prompts!r}") from None
 
 
-__all__ = ["BundleError", "Callback", "Editor", "Inversion", "Progress"]
+__all__ = ["Callback", "Editor", "Inversion", "Limits", "Progress"]

@@ -12,17 +12,23 @@ from freeprompt.runtime.graphs import Graphs
 from freeprompt.runtime.plan import Plan, Step, step_to_inputs
 from freeprompt.runtime.schedule import Schedule
 
-# Recorded rows of one pass: input name of the step graph -> [rows of the pass, N, C].
+# Recorded rows of one pass: input name of the step graph (record_NN) -> [rows of the pass, N, C].
 RecordedRows = Mapping[str, Array]
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """A step that was done. The arrays stay on the device until they are asked for."""
+    """A step that was done. The arrays stay on the device until they are asked for.
+
+    Attributes:
+        before, after: latents [L, C, h, w] float32.
+        recorded: rows to record, where the step's graph gives them.
+    """
 
     step: Step
     before: Array
     after: Array
+    recorded: RecordedRows
 
     def clean_estimate(self, schedule: Schedule) -> NumpyArray:
         """The current estimate of the clean latents x_0, [L, C, h, w] float32 (copies latents to the host).
@@ -44,7 +50,7 @@ def run_steps(
     latents: Array,
     encoder_hidden_states: Array,
     trajectory: Sequence[Array] = (),
-    records: Mapping[int, RecordedRows] | None = None,
+    records: Sequence[RecordedRows] = (),
 ) -> Iterator[StepResult]:
     """Run a plan's steps one by one; stop iterating to cancel.
 
@@ -52,7 +58,7 @@ def run_steps(
         latents: [L, C, h, w] float32 at the level of the first step.
         encoder_hidden_states: [texts, tokens, channels] float32, in the order of ``plan.texts``.
         trajectory: source latents [1, C, h, w] by level, for steps with pinned latents.
-        records: recorded rows by the number of their pass, for steps that use them.
+        records: recorded rows of each of the plan's passes, for steps that use them.
     """
     for step in plan.steps:
         feeds: dict[str, Array | NumpyArray] = dict(step_to_inputs(plan, step))
@@ -60,8 +66,9 @@ def run_steps(
         # Where nothing is pinned no row reads these; the input still has to be there, best in a constant shape.
         feeds["pinned_latents"] = trajectory[step.pinned or 0] if trajectory else latents
         feeds["encoder_hidden_states"] = encoder_hidden_states
-        if step.record is not None and records is not None:
+        if step.record is not None:
             feeds.update(records[step.record])
-        after = graphs[step.graph].run(feeds)["next_latents"]
-        yield StepResult(step, latents, after)
+        outputs = graphs[step.graph].run(feeds)
+        after = outputs.pop("next_latents")
+        yield StepResult(step, latents, after, outputs)
         latents = after

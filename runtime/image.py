@@ -25,10 +25,12 @@ def open_image(source: ImageSource) -> Image.Image:
     """Read an image as 8-bit sRGB: EXIF orientation applied, alpha over white, the first frame of an animation.
 
     Args:
-        source: a path, a PIL image, or an array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]: uint8, or floating in [0, 1].
+        source: a path, a PIL image, or an array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]: uint8, or floating in [0,
+        1].
 
     Raises:
-        ImageError: it cannot be read, is damaged, empty, larger than ``MAX_PIXELS``, or of a mode without a defined range.
+        ImageError: it cannot be read, is damaged, empty, larger than ``MAX_PIXELS``, or of a mode without a defined
+        range.
     """
     if isinstance(source, np.ndarray):
         return _to_rgb(_array_to_image(source))
@@ -107,9 +109,7 @@ def _check_size(width: int, height: int) -> None:
     if width < 1 or height < 1:
         raise ImageError(f"the image is empty ({width}x{height})")
     if width * height > MAX_PIXELS:
-        raise ImageError(
-            f"the image has {width}x{height} pixels, at most {MAX_PIXELS} are read; make it smaller first"
-        )
+        raise ImageError(f"the image has {width}x{height} pixels, at most {MAX_PIXELS} are read; make it smaller first")
 
 
 def _array_to_image(array: NumpyArray) -> Image.Image:
@@ -117,18 +117,14 @@ def _array_to_image(array: NumpyArray) -> Image.Image:
     if values.ndim == 3 and values.shape[2] == 1:
         values = values[:, :, 0]
     if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] not in (3, 4)):
-        raise ImageError(
-            f"an image array must be [H, W], [H, W, 3] or [H, W, 4], not {list(array.shape)}"
-        )
+        raise ImageError(f"an image array must be [H, W], [H, W, 3] or [H, W, 4], not {list(array.shape)}")
     _check_size(values.shape[1], values.shape[0])
     if np.issubdtype(values.dtype, np.floating):
         if not np.isfinite(values).all() or values.min() < 0.0 or values.max() > 1.0:
             raise ImageError("a floating-point image array must be within [0, 1]")
         values = np.rint(values * 255.0).astype(np.uint8)
     if values.dtype != np.uint8:
-        raise ImageError(
-            f"an image array must be uint8, or floating within [0, 1], not {values.dtype}"
-        )
+        raise ImageError(f"an image array must be uint8, or floating within [0, 1], not {values.dtype}")
     return Image.fromarray(values)
 
 
@@ -138,9 +134,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         # A plain conversion clips at 255: a 16-bit picture would come out white.
         image = Image.fromarray((np.asarray(image, np.uint16) // 257).astype(np.uint8))
     elif image.mode in ("I", "F"):
-        raise ImageError(
-            f"the image's mode {image.mode!r} has no defined range; convert it to 8 bits first"
-        )
+        raise ImageError(f"the image's mode {image.mode!r} has no defined range; convert it to 8 bits first")
     image = _to_srgb(image)
     if image.has_transparency_data:
         layer = image.convert("RGBA")
@@ -156,9 +150,7 @@ def _to_srgb(image: Image.Image) -> Image.Image:
     # A profile that cannot be read is ignored, as viewers do.
     with contextlib.suppress(ImageCms.PyCMSError, OSError, ValueError, TypeError):
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        converted = ImageCms.profileToProfile(
-            image, source, ImageCms.createProfile("sRGB"), outputMode="RGB"
-        )
+        converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
         if converted is not None:
             return converted
     return image

@@ -12,8 +12,9 @@ from freeprompt.engines.session import NumpyArray
 
 # Names of the graphs in a bundle.
 STEP = "step"
-STEP_RECORDED = "step_recorded"
-RECORD = "record"
+STEP_RECORDED = "step_recorded"  # takes recorded rows
+STEP_RECORDING = "step_recording"  # also gives the rows to record
+RECORD = "record"  # gives the rows to record and stops there
 
 # Kinds of rows. "inversion" steps the source towards noise; "cond_src" only lends its maps where the source is pinned.
 INVERSION = "inversion"
@@ -53,7 +54,7 @@ class Step:
         row_weight: [latents][rows] guidance; noise_pred of a latent is the weighted sum of the rows.
         latent_scale, noise_scale: the scheduler's coefficients.
         pinned: level of the source trajectory that is given as pinned latents, or None.
-        record: number of the record pass whose rows are given, or None.
+        record: index into the plan's passes: whose recorded rows are given; None: none are.
     """
 
     graph: str
@@ -70,11 +71,10 @@ class Step:
 
 @dataclass(frozen=True)
 class RecordPass:
-    """One evaluation of the record graph: a source row for each of ``levels``, at ``timesteps``."""
+    """One evaluation that records: a source row for each of ``levels``, at ``timesteps``."""
 
     levels: tuple[int, ...]
     timesteps: tuple[int, ...]
-    text: int
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,12 @@ class Plan:
 
     Attributes:
         name: what it computes.
-        texts: the distinct prompts.
+        texts: the distinct prompts; the source's is the first.
         layers, cross_layers: number of self- and cross-attention layers of the model.
         replace_layers, replace_cross_layers: numbers (from 1) of the layers in which map_row applies.
-        records: record passes, run before the steps unless their result is already there.
         steps: in order.
+        passes: record passes whose rows the steps use.
+        made: how many of ``passes``, from the first, have been made before; the others are made first.
         record_cost: multiply-adds of a row of the record graph relative to a whole row.
         record_bytes: size of one recorded row over all recorded layers.
     """
@@ -99,38 +100,41 @@ class Plan:
     replace_layers: tuple[int, ...]
     replace_cross_layers: tuple[int, ...]
     steps: tuple[Step, ...]
-    records: tuple[RecordPass, ...] = field(default=())
+    passes: tuple[RecordPass, ...] = field(default=())
+    made: int = 0
     record_cost: float = 1.0
     record_bytes: int = 0
+
+    @property
+    def record_rows(self) -> int:
+        """Rows of the record graph that this plan evaluates."""
+        return sum(len(record.levels) for record in self.passes[self.made :])
 
     @property
     def rows_by_kind(self) -> dict[str, int]:
         """Rows of the step graphs by kind, and of the record graph under "record"."""
         count = Counter(row.kind for step in self.steps for row in step.rows)
-        recorded = sum(len(record.levels) for record in self.records)
-        if recorded:
-            count["record"] = recorded
+        if self.record_rows:
+            count["record"] = self.record_rows
         return dict(count)
 
     @property
     def rows(self) -> float:
         """Row-equivalents: whole rows, and record rows at their share of a whole row's multiply-adds."""
-        whole = sum(len(step.rows) for step in self.steps)
-        recorded = sum(len(record.levels) for record in self.records)
-        return whole + recorded * self.record_cost if recorded else whole
+        return sum(len(step.rows) for step in self.steps) + self.record_rows * self.record_cost
 
     @property
     def total_record_bytes(self) -> int:
-        """Bytes held while the plan runs: of the passes it makes and of those it finds made."""
-        return self.record_bytes * sum(len(record.levels) for record in self.records)
+        """Bytes of recorded rows that are held while the plan runs."""
+        return self.record_bytes * sum(len(record.levels) for record in self.passes)
 
 
 def step_to_inputs(plan: Plan, step: Step) -> dict[str, NumpyArray]:
     """The small inputs of a step graph: everything except latents, embeddings and recorded rows.
 
     Returns:
-        row_latent, row_text [R] int32; timestep [R] float32; map_row [layers, R], cross_map_row [cross_layers, R] int32;
-        row_weight [L, R], latent_scale, noise_scale [L] float32.
+        row_latent, row_text [R] int32; timestep [R] float32; map_row [layers, R], cross_map_row [cross_layers, R]
+        int32; row_weight [L, R], latent_scale, noise_scale [L] float32.
     """
     rows, latents = len(step.rows), len(step.row_weight)
     own = np.arange(rows, dtype=np.int32)
@@ -158,20 +162,16 @@ def plan_to_text(plans: tuple[Plan, ...]) -> str:
     lines: list[str] = []
     for plan in plans:
         lines.append(f"{plan.name}: {_number(plan.rows)} rows in {len(plan.steps)} steps")
-        if plan.replace_layers and any(
-            row.map_row is not None for step in plan.steps for row in step.rows
-        ):
+        if plan.replace_layers and any(row.map_row is not None for step in plan.steps for row in step.rows):
             lines.append(f"  self-attention maps replaced in layers {_ranges(plan.replace_layers)}")
         if plan.replace_cross_layers:
+            lines.append(f"  cross-attention maps replaced in layers {_ranges(plan.replace_cross_layers)}")
+        if plan.passes:
+            made = sum(len(record.levels) for record in plan.passes[: plan.made])
             lines.append(
-                f"  cross-attention maps replaced in layers {_ranges(plan.replace_cross_layers)}"
-            )
-        if plan.records:
-            count = sum(len(record.levels) for record in plan.records)
-            lines.append(
-                f"  record: {count} source rows in {len(plan.records)} passes, each "
-                f"{plan.record_cost:.3f} of a row; {plan.total_record_bytes / 1e6:.1f} MB "
-                f"({plan.record_bytes / 1e6:.2f} MB a step)"
+                f"  record: {plan.record_rows} source rows in {len(plan.passes) - plan.made} passes, each "
+                f"{plan.record_cost:.3f} of a row, {made} rows made before; "
+                f"holds {plan.total_record_bytes / 1e6:.2f} MB ({plan.record_bytes / 1e6:.3f} MB a row)"
             )
         lines.extend(f"  {line}" for line in _runs(plan))
     kinds: Counter[str] = Counter()
@@ -218,6 +218,7 @@ def _number(rows: float) -> str:
 
 def _ranges(numbers: tuple[int, ...]) -> str:
     parts: list[str] = []
+    last = -1
     for number in numbers:
         if parts and number == last + 1:
             parts[-1] = parts[-1].split("-")[0] + f"-{number}"

@@ -1,14 +1,15 @@
 """Making plans: which rows every step evaluates, computing what the published method computes with no row too many.
 
 The reference evaluates [uncond_src, uncond_tgt, cond_src, cond_tgt] at each of its denoising steps and two rows at each
-step of the inversion: 300 rows for 50 steps. Left out here, because no result depends on them: the inversion's second row
-(its prompt is empty, so guidance does nothing), uncond_src where the source is pinned to its trajectory, cond_src once
-nothing is replaced any more, and the unconditional rows at guidance 1, where their weight is zero. What is left is 190.
+step of the inversion: 300 rows for 50 steps. Left out here, because no result depends on them: the inversion's
+second row (its prompt is empty, so guidance does nothing), uncond_src where the source is pinned to its trajectory,
+cond_src once nothing is replaced any more, and the unconditional rows at guidance 1, where their weight is zero.
+What is left is 190.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from freeprompt.errors import UsageError
 from freeprompt.manifest import Manifest
@@ -16,10 +17,14 @@ from freeprompt.runtime.plan import (
     COND_SRC,
     COND_TGT,
     INVERSION,
+    RECORD,
     STEP,
+    STEP_RECORDED,
+    STEP_RECORDING,
     UNCOND_SRC,
     UNCOND_TGT,
     Plan,
+    RecordPass,
     Row,
     Step,
 )
@@ -41,15 +46,20 @@ class Texts:
         return self.all.index(text)
 
 
-def plan_inversion(manifest: Manifest, schedule: Schedule, prompt: str = "") -> Plan:
-    """DDIM inversion with one row a step, from level 0 to level ``steps``."""
+def plan_inversion(manifest: Manifest, schedule: Schedule, prompt: str = "", recording: int = 0) -> Plan:
+    """DDIM inversion with one row a step, from level 0 to level ``steps``.
+
+    Args:
+        recording: the last so many steps run in the graph that also gives the rows to record, for the approximate
+            mode that takes them at the timestep of the denoising step but from the latents one level cleaner.
+    """
     steps = []
     for level in range(schedule.steps):
         c = schedule.invert(level)
         row = Row(INVERSION, latent=0, text=0)
         steps.append(
             Step(
-                STEP,
+                STEP if level + 1 <= schedule.steps - recording else STEP_RECORDING,
                 level,
                 level + 1,
                 schedule.timesteps[level],
@@ -68,42 +78,66 @@ def plan_edit(
     source_prompt: str,
     targets: tuple[str, ...],
     settings: EditSettings,
+    passes: tuple[RecordPass, ...] = (),
+    made: int = 0,
 ) -> Plan:
-    """Injected denoising of ``targets`` in one engine, the source pinned to its trajectory.
+    """Injected denoising of ``targets``, the source pinned to its trajectory.
 
-    While maps are replaced each step has one row cond_src and two rows a target; after that two rows a target.
+    While maps are replaced a step has one row cond_src and two rows a target, or the latter alone where its level is in
+    one of ``passes``; after that two rows a target.
+
+    Args:
+        passes: record passes whose rows are used, ``made`` of which exist already (``runtime.recording`` chooses).
     """
     check_targets(targets)
     texts = Texts.of(source_prompt, settings.negative_prompt, *targets)
-    replaced = settings.replaced_steps(schedule.steps)
-    injects = bool(settings.replace_layers or settings.replace_cross_layers)
+    replaced = replaced_levels(schedule, settings)
+    recorded = {
+        level: (number, place) for number, record in enumerate(passes) for place, level in enumerate(record.levels)
+    }
     steps = []
-    for number, level in enumerate(range(schedule.steps, 0, -1)):
-        source = number < replaced and injects
+    for level in range(schedule.steps, 0, -1):
         rows: list[Row] = []
-        if source:
+        if level not in replaced:
+            weights = append_target_rows(rows, texts, targets, settings, map_row=None)
+            steps.append(_denoise(schedule, level, rows, weights))
+        elif level in recorded:
+            number, place = recorded[level]
+            # Recorded rows are numbered after the step's own.
+            own = len(targets) * rows_per_target(settings)
+            weights = append_target_rows(rows, texts, targets, settings, map_row=own + place)
+            step = _denoise(schedule, level, rows, weights)
+            steps.append(replace(step, graph=STEP_RECORDED, record=number))
+        else:
             rows.append(Row(COND_SRC, latent=len(targets), text=texts.index(source_prompt)))
-        weights = append_target_rows(rows, texts, targets, settings, map_row=0 if source else None)
-        c = schedule.denoise(level)
-        steps.append(
-            Step(
-                STEP,
-                level,
-                level - 1,
-                schedule.timesteps[level - 1],
-                tuple(rows),
-                weights,
-                c.latent_scale,
-                c.noise_scale,
-                pinned=level if source else None,
-            )
-        )
-    return _plan("edit", manifest, texts, tuple(steps), settings)
+            weights = append_target_rows(rows, texts, targets, settings, map_row=0)
+            step = _denoise(schedule, level, rows, weights)
+            steps.append(replace(step, pinned=level))
+    plan = _plan("edit", manifest, texts, tuple(steps), settings)
+    if not passes:
+        return plan
+    return replace(plan, passes=passes, made=made, record_cost=record_cost(manifest))
 
 
-def plan_generation(
-    manifest: Manifest, schedule: Schedule, prompt: str, settings: EditSettings
-) -> Plan:
+def replaced_levels(schedule: Schedule, settings: EditSettings) -> range:
+    """Levels whose steps replace maps, noisiest first; empty where no layer is chosen."""
+    if not (settings.replace_layers or settings.replace_cross_layers):
+        return range(0)
+    return range(schedule.steps, schedule.steps - settings.replaced_steps(schedule.steps), -1)
+
+
+def rows_per_target(settings: EditSettings) -> int:
+    """Two, or one where guidance 1 gives the unconditional row no weight."""
+    return 1 if settings.guidance == 1.0 else 2
+
+
+def record_cost(manifest: Manifest) -> float:
+    """Multiply-adds of a row of the record graph relative to a whole row."""
+    step, record = manifest.graphs[STEP].macs, manifest.graphs[RECORD].macs
+    return record / step if step and record else 1.0
+
+
+def plan_generation(manifest: Manifest, schedule: Schedule, prompt: str, settings: EditSettings) -> Plan:
     """Plain generation: two rows a step (one at guidance 1), nothing replaced."""
     texts = Texts.of(settings.negative_prompt, prompt)
     steps = []
@@ -124,16 +158,13 @@ def plan_synthesis(
     """Source and targets from one noise, both guided; the latents are [source, *targets]."""
     check_targets(targets)
     texts = Texts.of(settings.negative_prompt, source_prompt, *targets)
-    replaced = settings.replaced_steps(schedule.steps)
-    injects = bool(settings.replace_layers or settings.replace_cross_layers)
+    replaced = replaced_levels(schedule, settings)
     steps = []
-    for number, level in enumerate(range(schedule.steps, 0, -1)):
+    for level in range(schedule.steps, 0, -1):
         rows: list[Row] = []
-        source = append_target_rows(
-            rows, texts, (source_prompt,), settings, None, kinds=(UNCOND_SRC, COND_SRC)
-        )
+        source = append_target_rows(rows, texts, (source_prompt,), settings, None, kinds=(UNCOND_SRC, COND_SRC))
         source_row = len(rows) - 1
-        map_row = source_row if number < replaced and injects else None
+        map_row = source_row if level in replaced else None
         target = append_target_rows(rows, texts, targets, settings, map_row, first_latent=1)
         width = len(rows)
         weights = tuple(w + (0.0,) * (width - len(w)) for w in (*source, *target))
@@ -184,9 +215,7 @@ def check_targets(targets: tuple[str, ...]) -> None:
             raise UsageError(f"a prompt must be a string, not {type(target).__name__}")
 
 
-def _denoise(
-    schedule: Schedule, level: int, rows: list[Row], weights: tuple[tuple[float, ...], ...]
-) -> Step:
+def _denoise(schedule: Schedule, level: int, rows: list[Row], weights: tuple[tuple[float, ...], ...]) -> Step:
     c = schedule.denoise(level)
     return Step(
         STEP,

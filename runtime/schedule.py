@@ -6,10 +6,10 @@ latents and in the network's output:
 
     next = latent_scale * latents + noise_scale * noise_pred
 
-Noise *levels* number the states: level 0 is the clean latent, level ``steps`` the noisiest. Level n is the state *after* the
-U-Net at ``timesteps[n - 1]`` has been applied while inverting; the U-Net always runs at the timestep of the higher of the two
-levels it connects, also while inverting (Free-Prompt-Editing's public code does this; diffusers' DDIMInverseScheduler
-numbers its steps otherwise, see ARCHITECTURE.md).
+Noise *levels* number the states: level 0 is the clean latent, level ``steps`` the noisiest. Level n is the state
+*after* the U-Net at ``timesteps[n - 1]`` has been applied while inverting; the U-Net always runs at the timestep of
+the higher of the two levels it connects, also while inverting (Free-Prompt-Editing's public code does this;
+diffusers' DDIMInverseScheduler numbers its steps otherwise, see ARCHITECTURE.md).
 """
 
 from __future__ import annotations
@@ -92,9 +92,7 @@ class Schedule:
     def _linear(self, a: float, b: float) -> Coefficients:
         """x_b = sqrt(b) x_0 + sqrt(1 - b) eps, with x_0 and eps as the prediction type gives them from x_a."""
         if self.prediction_type == "epsilon":
-            return Coefficients(
-                math.sqrt(b / a), math.sqrt(1.0 - b) - math.sqrt(b) * math.sqrt((1.0 - a) / a)
-            )
+            return Coefficients(math.sqrt(b / a), math.sqrt(1.0 - b) - math.sqrt(b) * math.sqrt((1.0 - a) / a))
         return Coefficients(
             math.sqrt(b * a) + math.sqrt((1.0 - b) * (1.0 - a)),
             math.sqrt((1.0 - b) * a) - math.sqrt(b * (1.0 - a)),

@@ -56,8 +56,8 @@ def choice_to_layers(choice: LayerChoice, layers: tuple[LayerSpec, ...]) -> tupl
     """Resolve a choice of self-attention layers to sorted numbers.
 
     Args:
-        choice: None (the bundle's default), an iterable of numbers, or a comma-separated string of numbers ("7"), ranges
-            ("3-13"), levels ("level:2"), "all", "none" and "default".
+        choice: None (the bundle's default), an iterable of numbers, or a comma-separated string of numbers ("7"),
+            ranges ("3-13"), levels ("level:2"), "all", "none" and "default".
         layers: the bundle's layer table.
 
     Raises:
@@ -73,9 +73,7 @@ def choice_to_layers(choice: LayerChoice, layers: tuple[LayerSpec, ...]) -> tupl
         try:
             chosen.update(choice)
         except TypeError:
-            raise UsageError(
-                f"replace_layers must be numbers or a string, not {choice!r}"
-            ) from None
+            raise UsageError(f"replace_layers must be numbers or a string, not {choice!r}") from None
     known = {layer.number for layer in layers}
     unknown = [n for n in chosen if isinstance(n, bool) or n not in known]
     if unknown:
@@ -94,8 +92,7 @@ def _part_to_layers(part: str, layers: tuple[LayerSpec, ...]) -> set[int]:
     match = _NUMBERS.fullmatch(part)
     if match is None:
         raise UsageError(
-            f"unknown layers {part[:60]!r}; use numbers (7), ranges (3-13), levels (level:1-3), "
-            "all, none or default"
+            f"unknown layers {part[:60]!r}; use numbers (7), ranges (3-13), levels (level:1-3), all, none or default"
         )
     low, high = int(match["first"]), int(match["last"] or match["first"])
     if match["level"]:

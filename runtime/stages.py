@@ -19,7 +19,7 @@ def prompts_to_embeddings(graphs: Graphs, tokenizer: Tokenizer, prompts: tuple[s
 
 
 def image_to_latents(graphs: Graphs, image: NumpyArray) -> Array:
-    """Image [B, 3, H, W] float32 in [-1, 1] to latents [B, C, h, w] float32: the posterior's mean times the scaling factor."""
+    """Image [B, 3, H, W] float32 in [-1, 1] to latents [B, C, h, w] float32: the posterior's mean, scaled."""
     return graphs["vae_encoder"].run({"image": image})["latents"]
 
 

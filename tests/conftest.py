@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# The cost of threads that wait for each other on a busy machine is far above what two threads gain on models this small.
+# The cost of threads that wait for each other on a busy machine is far above what two threads gain on models this
+# small.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -25,14 +26,17 @@ def cached_folder(name: str, *sources: Path) -> Iterator[tuple[Path, bool]]:
         for path in [source] if source.is_file() else sorted(source.rglob("*.py")):
             digest.update(path.read_bytes())
     folder = ROOT / "build" / "tests" / f"{name}-{digest.hexdigest()[:16]}"
-    partial = folder.with_name(folder.name + ".partial")
     if folder.exists():
         yield folder, False
         return
+    # A name of its own: two test runs at once must not fill, or empty, the same folder.
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     yield partial, True
-    partial.rename(folder)
+    with contextlib.suppress(OSError):  # the other run was first
+        partial.rename(folder)
+    shutil.rmtree(partial, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +50,7 @@ def tiny_checkpoint() -> Path:
 
             with quiet():
                 tiny_pipeline().save_pretrained(folder)
-        name = folder.name.removesuffix(".partial")
+        name = folder.name.split(".")[0]
     return ROOT / "build" / "tests" / name
 
 
@@ -59,5 +63,5 @@ def tiny_bundle(tiny_checkpoint: Path) -> Path:
             from freeprompt.export.exporter import export_checkpoint
 
             export_checkpoint(tiny_checkpoint, folder / "bundle")
-        name = folder.name.removesuffix(".partial")
+        name = folder.name.split(".")[0]
     return ROOT / "build" / "tests" / name / "bundle"

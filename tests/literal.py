@@ -85,9 +85,7 @@ class LiteralReference:
         for cross, suffix in ((False, ".attn1"), (True, ".attn2")):
             names = [name for name in order if name.endswith(suffix)]
             for number, name in enumerate(names, 1):
-                processors[f"{name}.processor"] = MaterialisingProcessor(
-                    self.control, number, cross
-                )
+                processors[f"{name}.processor"] = MaterialisingProcessor(self.control, number, cross)
         pipe.unet.set_attn_processor(processors)
 
     @torch.no_grad()
@@ -101,8 +99,8 @@ class LiteralReference:
     @torch.no_grad()
     def encode(self, image: np.ndarray[Any, Any]) -> Tensor:
         """Image [1, 3, H, W] in [-1, 1] to the posterior's mean times the scaling factor."""
-        # Contiguous: PyTorch's channels-last kernels, which a transposed array would get all the way through, differ from
-        # double precision by 7.6e-6 where the standard ones differ by 6e-7.
+        # Contiguous: PyTorch's channels-last kernels, which a transposed array would get all the way through, differ
+        # from double precision by 7.6e-6 where the standard ones differ by 6e-7.
         pixels = torch.from_numpy(np.ascontiguousarray(image))
         mean = self.pipe.vae.encode(pixels).latent_dist.mean
         latents: Tensor = mean * self.pipe.vae.config.scaling_factor
@@ -163,9 +161,7 @@ class LiteralReference:
         layers: Sequence[int] = (),
     ) -> Tensor:
         """Final latents of source and target."""
-        return self._denoise(
-            noise, source, target, steps, guidance, fraction, negative, layers, (), None
-        )
+        return self._denoise(noise, source, target, steps, guidance, fraction, negative, layers, (), None)
 
     def _denoise(
         self,

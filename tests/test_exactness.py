@@ -15,7 +15,8 @@ from freeprompt import Editor, Inversion
 from freeprompt.export.checkpoint import quiet
 from tests.literal import LiteralReference
 
-# Stated by the issue; what single precision itself costs on this model is 2e-5 (tests/tiny.py), for the reference as for us.
+# Stated by the issue; what single precision itself costs on this model is 2e-5 (tests/tiny.py), for the reference as
+# for us.
 TOLERANCE = 1e-4
 STEPS = 50
 TARGETS = ("a red cat", "a photo of a dog")
@@ -105,9 +106,7 @@ def test_real_edit_equals_reference(
     assert relative_l2(got, expected.numpy()) < TOLERANCE
 
 
-def test_two_targets_in_one_call_equal_reference(
-    editor: Editor, reference: LiteralReference, case: Case
-) -> None:
+def test_two_targets_in_one_call_equal_reference(editor: Editor, reference: LiteralReference, case: Case) -> None:
     inversion, levels = case
     expected = reference.edit(levels, TARGETS, layers=editor.manifest.replaced_layers).numpy()
     got = editor.edit_latents(inversion, TARGETS)

@@ -1,4 +1,5 @@
-"""A small random-weight Stable Diffusion pipeline: the smallest with every kind of block, for tests of the code around it."""
+"""A small random-weight Stable Diffusion pipeline: the smallest with every kind of block, for tests of the code
+around it."""
 
 from __future__ import annotations
 
@@ -22,9 +23,9 @@ def tiny_pipeline(seed: int = 0) -> StableDiffusionPipeline:
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
     )
-    # An untrained U-Net amplifies rounding errors as no trained one does: over 50 steps of inversion and 50 of editing the
-    # literal reference in single precision differs from itself in double by 5.6e-5, with a quarter of the output by 1.9e-5,
-    # while what replacing maps changes stays the same (a relative L2 of 0.4).
+    # An untrained U-Net amplifies rounding errors as no trained one does: over 50 steps of inversion and 50 of
+    # editing the literal reference in single precision differs from itself in double by 5.6e-5, with a quarter of
+    # the output by 1.9e-5, while what replacing maps changes stays the same (a relative L2 of 0.4).
     with torch.no_grad():
         unet.conv_out.weight.mul_(0.25)
         unet.conv_out.bias.mul_(0.25)

@@ -1,0 +1,138 @@
+"""Recording: the source's hidden states, kept so that every further edit costs its own rows only.
+
+A target row that takes the source's map needs the source's normalised hidden states in each replaced layer, at that
+step. They depend on the source's latents, the timestep and the source's text alone, not on the target, guidance or
+negative
+prompt: once recorded they serve every edit of that source. The record graph computes them and stops after the last
+layer that is recorded; source rows of several timesteps go through it as one batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from freeprompt.engines.session import Array, NumpyArray
+from freeprompt.errors import UsageError
+from freeprompt.manifest import Manifest
+from freeprompt.runtime.execute import RecordedRows
+from freeprompt.runtime.graphs import Graphs
+from freeprompt.runtime.plan import RECORD, STEP_RECORDED, STEP_RECORDING, Plan, RecordPass
+from freeprompt.runtime.schedule import Schedule
+from freeprompt.runtime.settings import EditSettings
+
+# How an edit comes by the source's hidden states:
+AUTO = "auto"  # "exact" where the bundle and the chosen layers allow it, else "none"
+EXACT = "exact"  # recorded by rows of their own: the result of the one-engine plan
+NONE = "none"  # not recorded: a source row in every step that replaces
+FROM_INVERSION = "inversion"  # taken while inverting, one level too clean: approximate
+MODES = (AUTO, EXACT, NONE, FROM_INVERSION)
+
+# Source rows in one evaluation. Beyond a few rows a batch gains nothing (benchmarks/NOTES.md), while each step that
+# reads one row of a pass is given the whole pass.
+BATCH = 4
+
+
+@dataclass
+class Record:
+    """Recorded rows, by pass. ``rows[i]`` maps input names of the step graph to [rows of the pass, N, C]."""
+
+    passes: list[RecordPass] = field(default_factory=list)
+    rows: list[RecordedRows] = field(default_factory=list)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for rows in self.rows for array in rows.values())
+
+    @property
+    def levels(self) -> set[int]:
+        return {level for record in self.passes for level in record.levels}
+
+    def append(self, record: RecordPass, rows: RecordedRows) -> None:
+        self.passes.append(record)
+        self.rows.append(rows)
+
+
+def row_bytes(manifest: Manifest, height: int, width: int) -> int:
+    """Bytes of one recorded row over all recordable layers, for latents of ``height`` x ``width``."""
+    size = np.dtype(manifest.precision).itemsize
+    return sum(
+        height * width // 4**layer.level * layer.channels * size for layer in manifest.layers if layer.recordable
+    )
+
+
+def choose_mode(mode: str, manifest: Manifest, settings: EditSettings) -> str:
+    """Resolve "auto" and check that the bundle can do what is asked for.
+
+    Raises:
+        UsageError: unknown mode, or one that the bundle's graphs or the chosen layers do not allow.
+    """
+    if mode not in MODES:
+        raise UsageError(f"unknown record mode {mode!r}; known are {', '.join(MODES)}")
+    recordable = {layer.number for layer in manifest.layers if layer.recordable}
+    missing = set(settings.replace_layers) - recordable
+    obstacle = None
+    needed = {EXACT: (RECORD, STEP_RECORDED), FROM_INVERSION: (STEP_RECORDING, STEP_RECORDED)}
+    for graph in needed.get(EXACT if mode == AUTO else mode, ()):
+        if graph not in manifest.graphs:
+            obstacle = f"the bundle has no graph {graph!r}; export it with the profile 'latency'"
+    if missing:
+        obstacle = f"layer {min(missing)} is not recordable in this bundle; it records {sorted(recordable)}"
+    elif settings.replace_cross_layers:
+        obstacle = "cross-attention maps are not recorded"
+    if mode == AUTO:
+        return NONE if obstacle else EXACT
+    if obstacle and mode != NONE:
+        raise UsageError(f"record={mode!r} is not possible: {obstacle}")
+    return mode
+
+
+def choose_passes(
+    held: Sequence[RecordPass], levels: Iterable[int], schedule: Schedule, capacity: int, batch: int = BATCH
+) -> tuple[RecordPass, ...]:
+    """The passes an edit uses: those held, then new ones for the levels that are missing, as far as they fit.
+
+    Args:
+        held: passes made before; a prefix of the result.
+        levels: that replace maps, in order of use.
+        capacity: rows that may be held in all; levels past it are left to a source row in the step.
+        batch: rows of a new pass.
+    """
+    have = {level for record in held for level in record.levels}
+    free = max(0, capacity - len(have))
+    missing = [level for level in levels if level not in have][:free]
+    passes = list(held)
+    for start in range(0, len(missing), batch):
+        chunk = tuple(missing[start : start + batch])
+        passes.append(RecordPass(chunk, tuple(schedule.timesteps[level - 1] for level in chunk)))
+    return tuple(passes)
+
+
+def passes_of(plan: Plan) -> tuple[RecordPass, ...]:
+    """The passes that an inversion makes on the way."""
+    return tuple(
+        RecordPass((step.next_level,), (step.timestep,)) for step in plan.steps if step.graph == STEP_RECORDING
+    )
+
+
+def run_record_pass(
+    graphs: Graphs, record: RecordPass, trajectory: NumpyArray, encoder_hidden_states: Array
+) -> RecordedRows:
+    """Record the source's rows of one pass.
+
+    Args:
+        trajectory: the source's latents [steps + 1, 1, C, h, w] float32.
+        encoder_hidden_states: of which the first text is the source's.
+    """
+    rows = np.arange(len(record.levels), dtype=np.int32)
+    return graphs[RECORD].run(
+        {
+            "latents": np.ascontiguousarray(trajectory[list(record.levels), 0]),
+            "encoder_hidden_states": encoder_hidden_states,
+            "row_latent": rows,
+            "row_text": np.zeros_like(rows),
+            "timestep": np.array(record.timesteps, np.float32),
+        }
+    )
