@@ -34,14 +34,14 @@ def open_image(source: ImageSource) -> Image.Image:
     """
     if isinstance(source, np.ndarray):
         return _to_rgb(_array_to_image(source))
-    if isinstance(source, Image.Image):
-        _check_size(source.width, source.height)
-        return _to_rgb(source)
-    name = str(source)
+    name = "the image" if isinstance(source, Image.Image) else str(source)
     try:
         with warnings.catch_warnings():
             # The library warns of suspicious sizes and damaged metadata; sizes are checked here, and pixels decide.
             warnings.simplefilter("ignore")
+            if isinstance(source, Image.Image):  # one opened from a file may not be decoded yet
+                _check_size(source.width, source.height)
+                return _to_rgb(source)
             with Image.open(source) as image:
                 _check_size(image.width, image.height)
                 return _to_rgb(image)
@@ -132,7 +132,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
         # A plain conversion clips at 255: a 16-bit picture would come out white.
-        image = Image.fromarray((np.asarray(image, np.uint16) // 257).astype(np.uint8))
+        image = Image.fromarray(((np.asarray(image, np.uint32) + 128) // 257).astype(np.uint8))
     elif image.mode in ("I", "F"):
         raise ImageError(f"the image's mode {image.mode!r} has no defined range; convert it to 8 bits first")
     image = _to_srgb(image)
