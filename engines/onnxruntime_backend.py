@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Optional
@@ -10,25 +11,47 @@ import numpy as np
 import onnxruntime as ort
 
 from freeprompt.bundle import Bundle
-from freeprompt.engines.session import Array, Feed, HostArray, NumpyArray, check_feeds
+from freeprompt.engines.session import Array, Feed, HostArray, NumpyArray, Session, check_feeds
 from freeprompt.errors import BackendError
 from freeprompt.manifest import TensorSpec
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "ort-tensorrt": "TensorrtExecutionProvider",
+}
 _DTYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
     "tensor(int32)": "int32",
     "tensor(int64)": "int64",
 }
-# Warnings of the library are about its own choices (a node placed on the CPU, a transformer skipped); errors are raised.
+# Warnings of the library are about its own choices (a node placed on the CPU, a transformer skipped); errors are
+# raised.
 _LOG_ERROR = 3
+
+Provider = tuple[str, dict[str, str]]
 
 
 def available() -> tuple[str, ...]:
     """Names of the ONNX Runtime backends that the installed build has."""
     providers = ort.get_available_providers()
     return tuple(name for name, provider in PROVIDERS.items() if provider in providers)
+
+
+def cuda_problem() -> Optional[str]:
+    """Why the CUDA provider cannot be used here, or None. Having been built with it says nothing of the machine."""
+    if "cuda" not in available():
+        return (
+            f"the installed onnxruntime {ort.__version__} has no {PROVIDERS['cuda']}; "
+            "install onnxruntime-gpu instead of onnxruntime"
+        )
+    _load_libraries()
+    try:
+        ort.OrtValue.ortvalue_from_numpy(np.zeros(1, np.float32), "cuda", 0)
+    except Exception as error:  # the library raises plain RuntimeError and classes of its own
+        return f"onnxruntime-gpu {ort.__version__} cannot use CUDA: {_first_line(error)}"
+    return None
 
 
 @dataclass(frozen=True)
@@ -61,15 +84,7 @@ class OnnxRuntimeSession:
         self._graph = graph
         self._session = session
         self._on_device = on_device
-        self._inputs = _specs(session.get_inputs())
-        self._outputs = _specs(session.get_outputs())
-        expected = {spec.name: (spec.dtype, len(spec.shape)) for spec in specs}
-        found = {spec.name: (spec.dtype, len(spec.shape)) for spec in self._inputs}
-        if expected != found:
-            raise BackendError(
-                f"graph {graph} has inputs {[str(s) for s in self._inputs]}, "
-                f"the manifest says {[str(s) for s in specs]}"
-            )
+        self._inputs, self._outputs = check_signature(graph, session, specs)
         # The manifest's names for dimensions tie the inputs to each other; the file's own need not.
         self._checked = specs
 
@@ -86,13 +101,10 @@ class OnnxRuntimeSession:
         try:
             return self._run_on_device(feeds) if self._on_device else self._run_on_host(feeds)
         except Exception as error:  # the library raises plain RuntimeError and classes of its own
-            raise BackendError(f"graph {self._graph} failed in ONNX Runtime: {error}") from error
+            raise failure(self._graph, error) from error
 
     def _run_on_host(self, feeds: Mapping[str, Feed]) -> dict[str, Array]:
-        values = {
-            name: feed if isinstance(feed, np.ndarray) else feed.numpy()
-            for name, feed in feeds.items()
-        }
+        values = {name: feed if isinstance(feed, np.ndarray) else feed.numpy() for name, feed in feeds.items()}
         names = [spec.name for spec in self._outputs]
         results = self._session.run(names, values)
         return {name: HostArray(result) for name, result in zip(names, results)}
@@ -103,10 +115,10 @@ class OnnxRuntimeSession:
             if isinstance(feed, DeviceArray):
                 binding.bind_ortvalue_input(name, feed.value)
             else:
-                binding.bind_cpu_input(
-                    name, np.ascontiguousarray(feed if isinstance(feed, np.ndarray) else feed.numpy())
-                )
+                values = feed if isinstance(feed, np.ndarray) else feed.numpy()
+                binding.bind_cpu_input(name, np.ascontiguousarray(values))
         for spec in self._outputs:
+            # Memory of its own for each result, from the library's pool: an array never changes once returned.
             binding.bind_output(spec.name, "cuda")
         self._session.run_with_iobinding(binding)
         values = binding.get_outputs()
@@ -117,7 +129,7 @@ class OnnxRuntimeBackend:
     """Sessions on one ONNX Runtime provider.
 
     Args:
-        name: "cpu" or "cuda".
+        name: "cpu", "cuda" or "ort-tensorrt" (whose engines are kept in the bundle).
         threads: threads within an operator on the CPU; None lets the library use every core.
 
     Raises:
@@ -125,16 +137,13 @@ class OnnxRuntimeBackend:
     """
 
     def __init__(self, name: str = "cpu", threads: Optional[int] = None) -> None:
-        if name not in available():
-            raise BackendError(
-                f"the installed onnxruntime {ort.__version__} has no {PROVIDERS.get(name, name)}; "
-                f"it has {', '.join(ort.get_available_providers())}. "
-                "For CUDA install onnxruntime-gpu instead of onnxruntime"
-            )
+        check_available(name)
         if threads is not None and threads < 1:
             raise BackendError(f"threads must be at least 1, not {threads}")
         self._name = name
         self._threads = threads
+        if name != "cpu":
+            _load_libraries()
 
     @property
     def name(self) -> str:
@@ -144,36 +153,125 @@ class OnnxRuntimeBackend:
     def device(self) -> str:
         return "cpu" if self._name == "cpu" else "cuda:0"
 
-    def open(self, bundle: Bundle, graph: str) -> OnnxRuntimeSession:
-        spec = bundle.manifest.graph(graph)
-        options = ort.SessionOptions()
-        options.log_severity_level = _LOG_ERROR
-        if self._threads is not None:
-            options.intra_op_num_threads = self._threads
-        try:
-            session = ort.InferenceSession(
-                str(bundle.graph_path(graph)), options, providers=[PROVIDERS[self._name]]
-            )
-        except Exception as error:
-            raise BackendError(
-                f"ONNX Runtime {ort.__version__} cannot load graph {graph}: {error}"
-            ) from error
-        if PROVIDERS[self._name] not in session.get_providers():
-            # The library falls back to the CPU with no more than a log line when CUDA cannot be initialised.
-            raise BackendError(
-                f"ONNX Runtime could not use {PROVIDERS[self._name]} on this machine; "
-                "check the driver and that its CUDA and cuDNN match this onnxruntime-gpu"
-            )
-        return OnnxRuntimeSession(graph, session, spec.inputs, self._name != "cpu")
+    def open(self, bundle: Bundle, graph: str) -> Session:
+        session = open_session(bundle, graph, self._name, self._providers(bundle), self._threads)
+        specs = bundle.manifest.graph(graph).inputs
+        return OnnxRuntimeSession(graph, session, specs, self._name != "cpu")
 
     def upload(self, array: NumpyArray) -> Array:
         if self._name == "cpu":
             return HostArray(np.array(array))
-        value = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), "cuda", 0)
+        try:
+            value = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), "cuda", 0)
+        except Exception as error:
+            raise failure("upload", error) from error
         return DeviceArray(value)
+
+    def _providers(self, bundle: Bundle) -> list[Provider]:
+        if self._name == "cpu":
+            return [(PROVIDERS["cpu"], {})]
+        if self._name == "cuda":
+            return [(PROVIDERS["cuda"], cuda_options())]
+        return [
+            (PROVIDERS["ort-tensorrt"], tensorrt_options(bundle)),
+            (PROVIDERS["cuda"], cuda_options()),
+        ]
+
+
+def check_available(name: str) -> None:
+    """Raises BackendError if the installed onnxruntime lacks the provider of that name."""
+    if name not in available():
+        raise BackendError(
+            f"the installed onnxruntime {ort.__version__} has no {PROVIDERS.get(name, name)}; "
+            f"it has {', '.join(ort.get_available_providers())}. "
+            "For CUDA install onnxruntime-gpu instead of onnxruntime"
+        )
+
+
+def open_session(
+    bundle: Bundle, graph: str, name: str, providers: list[Provider], threads: Optional[int] = None
+) -> Any:
+    """An ``InferenceSession`` that really uses the provider of that name.
+
+    Raises:
+        BackendError: the graph cannot be loaded, or the library fell back to another provider.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = _LOG_ERROR
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    try:
+        session = ort.InferenceSession(str(bundle.graph_path(graph)), options, providers=providers)
+    except Exception as error:
+        raise BackendError(f"ONNX Runtime {ort.__version__} cannot load graph {graph}: {error}") from error
+    if PROVIDERS[name] not in session.get_providers():
+        # The library falls back to the CPU with no more than a log line when CUDA cannot be initialised.
+        raise BackendError(
+            f"ONNX Runtime could not use {PROVIDERS[name]} on this machine; "
+            "check the driver and that its CUDA and cuDNN match this onnxruntime-gpu ('freeprompt doctor')"
+        )
+    return session
+
+
+def cuda_options() -> dict[str, str]:
+    """Options of the CUDA provider."""
+    # Products of float32 stay float32: by default they are rounded to 11 bits on the tensor cores.
+    return {"use_tf32": "0"}
+
+
+def tensorrt_options(bundle: Bundle) -> dict[str, str]:
+    """Options of the TensorRT provider: its engines are kept in the bundle, where only this user can have put them."""
+    from freeprompt.engines.tensorrt_record import Seal
+
+    folder = bundle.engines / f"ort-tensorrt-{Seal().token('ort-tensorrt')}"
+    folder.mkdir(parents=True, exist_ok=True)
+    half = "True" if bundle.manifest.precision == "float16" else "False"
+    return {
+        "trt_engine_cache_enable": "True",
+        "trt_engine_cache_path": str(folder),
+        "trt_timing_cache_enable": "True",
+        "trt_timing_cache_path": str(folder),
+        "trt_fp16_enable": half,
+    }
+
+
+def check_signature(
+    graph: str, session: Any, specs: tuple[TensorSpec, ...]
+) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Inputs and outputs as the file has them. Raises BackendError if the inputs are not the manifest's."""
+    inputs, outputs = _specs(session.get_inputs()), _specs(session.get_outputs())
+    expected = {spec.name: (spec.dtype, len(spec.shape)) for spec in specs}
+    found = {spec.name: (spec.dtype, len(spec.shape)) for spec in inputs}
+    if expected != found:
+        raise BackendError(
+            f"graph {graph} has inputs {[str(s) for s in inputs]}, the manifest says {[str(s) for s in specs]}"
+        )
+    return inputs, outputs
+
+
+def failure(graph: str, error: Exception) -> BackendError:
+    """The error for a run that failed."""
+    if isinstance(error, BackendError):
+        return error
+    text = str(error)
+    if "out of memory" in text.lower() or "Failed to allocate memory" in text:
+        return BackendError(
+            f"graph {graph}: the GPU has not enough memory ({_first_line(error)}); use fewer prompts at once, a "
+            "smaller size, or close other programs on the GPU"
+        )
+    return BackendError(f"graph {graph} failed in ONNX Runtime: {error}")
+
+
+def _load_libraries() -> None:
+    # Finds CUDA and cuDNN where pip put them; what it cannot find is reported when a session is opened.
+    if hasattr(ort, "preload_dlls"):
+        with contextlib.suppress(Exception):
+            ort.preload_dlls()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _specs(values: Any) -> tuple[TensorSpec, ...]:
-    return tuple(
-        TensorSpec(v.name, _DTYPES.get(v.type, v.type), tuple(v.shape)) for v in values
-    )
+    return tuple(TensorSpec(v.name, _DTYPES.get(v.type, v.type), tuple(v.shape)) for v in values)

@@ -2,35 +2,87 @@
 
 from __future__ import annotations
 
-from typing import Optional
+from dataclasses import dataclass
+from typing import Any, Optional
 
+from freeprompt.bundle import Bundle
 from freeprompt.engines.session import Backend
-from freeprompt.errors import BackendError, UsageError
+from freeprompt.errors import BackendError, FreePromptError, UsageError
 
-BACKENDS = ("auto", "cpu", "cuda")
+BACKENDS = ("auto", "cpu", "cuda", "ort-tensorrt", "tensorrt")
+# What every edit runs; the other graphs make some edits faster.
+NEEDED_GRAPHS = ("text_encoder", "vae_encoder", "vae_decoder", "step")
 
 
-def create_backend(name: str = "auto", threads: Optional[int] = None) -> Backend:
-    """The backend of that name; "auto" takes CUDA where the installed onnxruntime has it and it starts, else the CPU.
+@dataclass(frozen=True)
+class Candidate:
+    """A backend that "auto" considered, and why it cannot be used here (None: it can)."""
+
+    name: str
+    problem: Optional[str]
+
+
+def create_backend(name: str = "auto", threads: Optional[int] = None, bundle: Optional[Bundle] = None) -> Backend:
+    """The backend of that name.
 
     Args:
-        name: one of ``BACKENDS``.
+        name: one of ``BACKENDS``. "auto" takes TensorRT where it is installed and the bundle has engines for this
+            machine, else CUDA where onnxruntime-gpu can use it, else the CPU.
         threads: CPU threads within an operator; None: every core.
+        bundle: the one that will be opened; without it "auto" cannot know of engines.
 
     Raises:
         UsageError: unknown name.
-        BackendError: known, but not installed here.
+        BackendError: known, but it cannot be used here; the message says what to install.
     """
     if name not in BACKENDS:
         raise UsageError(f"unknown backend {name!r}; known are {', '.join(BACKENDS)}")
-    # Imported here: `freeprompt --help` must not pay for it.
-    from freeprompt.engines import onnxruntime_backend
-
     if name == "auto":
-        name = "cuda" if "cuda" in onnxruntime_backend.available() else "cpu"
-    if name not in onnxruntime_backend.available():
-        raise BackendError(
-            f"backend {name!r} is not available: the installed onnxruntime has "
-            f"{', '.join(onnxruntime_backend.available())}; install onnxruntime-gpu for cuda"
-        )
-    return onnxruntime_backend.OnnxRuntimeBackend(name, threads)
+        name = next(c.name for c in candidates(bundle) if c.problem is None)
+    # Imported here: `freeprompt --help` must not pay for it.
+    if name == "tensorrt":
+        from freeprompt.engines.tensorrt_session import TensorRTBackend
+
+        return TensorRTBackend()
+    from freeprompt.engines.onnxruntime_backend import OnnxRuntimeBackend
+
+    return OnnxRuntimeBackend(name, threads)
+
+
+def candidates(bundle: Optional[Bundle]) -> list[Candidate]:
+    """What "auto" chooses from, best first; it takes the first without a problem. The CPU has none."""
+    return [
+        Candidate("tensorrt", tensorrt_problem(bundle)),
+        Candidate("cuda", _cuda_problem()),
+        Candidate("cpu", None),
+    ]
+
+
+def tensorrt_problem(bundle: Optional[Bundle]) -> Optional[str]:
+    """Why TensorRT cannot run the bundle here, or None."""
+    try:
+        from freeprompt.engines.cuda_runtime import CudaRuntime
+        from freeprompt.engines.tensorrt_library import import_tensorrt
+        from freeprompt.engines.tensorrt_store import EngineStore, Machine
+
+        trt: Any = import_tensorrt()
+        if bundle is None:
+            return "no bundle is named, so that there are no engines"
+        machine = Machine(str(trt.__version__), CudaRuntime().info().capability)
+        store = EngineStore(bundle, machine)
+        for graph in NEEDED_GRAPHS:
+            store.usable(graph)
+    except FreePromptError as error:
+        return str(error)
+    return None
+
+
+def _cuda_problem() -> Optional[str]:
+    try:
+        from freeprompt.engines.onnxruntime_backend import cuda_problem
+    except ImportError as error:
+        return f"onnxruntime cannot be imported ({error})"
+    return cuda_problem()
+
+
+__all__ = ["BACKENDS", "BackendError", "Candidate", "candidates", "create_backend", "tensorrt_problem"]

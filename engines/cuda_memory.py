@@ -1,0 +1,177 @@
+"""Device memory for a backend: arrays that never change, from buffers that are used again once nobody holds them."""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from freeprompt.engines.cuda_runtime import CudaRuntime
+from freeprompt.engines.session import NumpyArray
+from freeprompt.errors import BackendError
+
+# What cudaMalloc aligns to; smaller requests share one size, so that they can be given out again.
+ALIGNMENT = 256
+# Uploads of a step that may be on their way before the host waits for the first of them.
+UPLOAD_SLOTS = 4
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A piece of device memory."""
+
+    address: int
+    size: int
+
+
+class CudaArray:
+    """A tensor in device memory. Its buffer goes back to the pool with the last reference to it."""
+
+    def __init__(self, pool: DevicePool, buffer: Buffer, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self._pool = pool
+        self._buffer = buffer
+        self._shape = shape
+        self._dtype = dtype
+        finalizer = weakref.finalize(self, pool.give_back, buffer)
+        # At exit the driver frees everything itself, and may be gone before this would run.
+        finalizer.atexit = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self._dtype
+
+    @property
+    def nbytes(self) -> int:
+        return shape_to_bytes(self._shape, self._dtype)
+
+    @property
+    def address(self) -> int:
+        return self._buffer.address
+
+    def belongs_to(self, pool: DevicePool) -> bool:
+        return self._pool is pool
+
+    def numpy(self) -> NumpyArray:
+        result = np.empty(self._shape, self._dtype)
+        self._pool.cuda.download(result.ctypes.data, self.address, result.nbytes)
+        result.setflags(write=False)
+        return result
+
+
+class DevicePool:
+    """Gives out device memory and keeps what comes back, by size.
+
+    All work is on one stream, so a buffer may be given out again while an earlier reader is still enqueued.
+    """
+
+    def __init__(self, cuda: CudaRuntime) -> None:
+        self.cuda = cuda
+        self._free: dict[int, list[Buffer]] = {}
+        self.used_bytes = 0
+        self.peak_bytes = 0
+
+    def take(self, size: int) -> Buffer:
+        """A buffer of at least ``size`` bytes, of any content.
+
+        Raises:
+            BackendError: the device has no memory left.
+        """
+        size = round_up(size)
+        kept = self._free.get(size)
+        if kept:
+            buffer = kept.pop()
+        else:
+            address = self.cuda.allocate(size)
+            if address is None:
+                self.trim()
+                address = self.cuda.allocate(size)
+            if address is None:
+                free, total = self.cuda.memory()
+                raise BackendError(
+                    f"the GPU has no {size / 1e6:.1f} MB left: {free / 1e6:.0f} of {total / 1e6:.0f} MB are free, "
+                    f"this backend holds {self.used_bytes / 1e6:.0f} MB. "
+                    "Close other programs on the GPU, or use fewer rows, a smaller size or the memory profile"
+                )
+            buffer = Buffer(address, size)
+        self.used_bytes += size
+        self.peak_bytes = max(self.peak_bytes, self.used_bytes)
+        return buffer
+
+    def give_back(self, buffer: Buffer) -> None:
+        self.used_bytes -= buffer.size
+        self._free.setdefault(buffer.size, []).append(buffer)
+
+    def trim(self) -> None:
+        """Free everything that is kept for later."""
+        kept, self._free = self._free, {}
+        for buffers in kept.values():
+            for buffer in buffers:
+                self.cuda.free(buffer.address)
+
+    def array(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> CudaArray:
+        """A new array of any content, to be filled once."""
+        return CudaArray(self, self.take(shape_to_bytes(shape, dtype)), shape, dtype)
+
+    def upload(self, values: NumpyArray) -> CudaArray:
+        """A copy of host memory."""
+        values = np.ascontiguousarray(values)
+        result = self.array(values.shape, values.dtype)
+        self.cuda.upload(result.address, values.ctypes.data, values.nbytes)
+        # The source is the caller's: it must be read before this returns.
+        self.cuda.synchronize()
+        return result
+
+
+class UploadRing:
+    """Page-locked host memory for the small tables of a step: one copy moves all of them, and the host does not wait.
+
+    Args:
+        cuda: the runtime.
+        size: bytes of one step's tables together.
+    """
+
+    def __init__(self, cuda: CudaRuntime, size: int) -> None:
+        self._cuda = cuda
+        self._size = size
+        self._events = [cuda.create_event() for _ in range(UPLOAD_SLOTS)]
+        self._addresses = [cuda.allocate_host(size) for _ in range(UPLOAD_SLOTS)]
+        self._views: list[NumpyArray] = [
+            np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address)) for address in self._addresses
+        ]
+        self._next = 0
+
+    def send(self, target: int, tables: Mapping[int, NumpyArray]) -> None:
+        """Enqueue copying ``tables``, by their offsets, to ``target``."""
+        slot, self._next = self._next, (self._next + 1) % UPLOAD_SLOTS
+        self._cuda.wait_event(self._events[slot])
+        view = self._views[slot]
+        for offset, values in tables.items():
+            flat = np.ascontiguousarray(values).view(np.uint8).reshape(-1)
+            view[offset : offset + flat.size] = flat
+        self._cuda.upload(target, self._addresses[slot], self._size)
+        self._cuda.record_event(self._events[slot])
+
+    def close(self) -> None:
+        self._cuda.synchronize()
+        self._views.clear()
+        while self._addresses:
+            self._cuda.free_host(self._addresses.pop())
+
+
+def shape_to_bytes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+    size = dtype.itemsize
+    for dim in shape:
+        size *= dim
+    return size
+
+
+def round_up(size: int) -> int:
+    return max(ALIGNMENT, (size + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT)

@@ -1,0 +1,158 @@
+"""ONNX Runtime's CUDA provider on fixed buffers, so that it can replay a step as a CUDA graph.
+
+The provider records by itself (``enable_cuda_graph``) once inputs and outputs have constant addresses. Those are this
+package's own device buffers, on a stream that the provider is given: needs cuda-python.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Optional
+
+import numpy as np
+import onnxruntime as ort
+
+from freeprompt.bundle import Bundle
+from freeprompt.engines.cuda_buffers import FixedBuffers, Tensor
+from freeprompt.engines.cuda_memory import CudaArray, DevicePool
+from freeprompt.engines.cuda_runtime import CudaRuntime
+from freeprompt.engines.onnxruntime_backend import (
+    PROVIDERS,
+    check_available,
+    check_signature,
+    cuda_options,
+    failure,
+    open_session,
+)
+from freeprompt.engines.session import Array, Feed, NumpyArray, Session, check_feeds
+from freeprompt.errors import BackendError
+from freeprompt.manifest import GraphSpec, TensorSpec
+
+# The provider's number for "do not record this run"; 0 is what it takes where none is given.
+_NOT_RECORDED = -1
+
+
+@dataclass
+class _Bound:
+    """Buffers and binding for one set of input shapes; ``number`` is the provider's number for its recording."""
+
+    buffers: FixedBuffers
+    binding: Any
+    shapes: dict[str, tuple[int, ...]]
+    number: int
+
+
+class BoundSession:
+    """One graph on fixed buffers."""
+
+    def __init__(self, graph: str, spec: GraphSpec, session: Any, pool: DevicePool, recorded: bool) -> None:
+        self._graph = graph
+        self._spec = spec
+        self._session = session
+        self._pool = pool
+        self._recorded = recorded
+        self._inputs, self._outputs = check_signature(graph, session, spec.inputs)
+        self._bound: dict[tuple[int, ...], _Bound] = {}
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self._inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return self._outputs
+
+    def run(self, feeds: Mapping[str, Feed]) -> dict[str, Array]:
+        sizes = check_feeds(self._graph, self._spec.inputs, feeds)
+        key = tuple(sizes.values())
+        try:
+            bound = self._bound.get(key)
+            if bound is None:
+                bound = self._bound[key] = self._bind(feeds, len(self._bound) + 1)
+            bound.buffers.load(feeds)
+            self._launch(bound.binding, bound.number if self._recorded else _NOT_RECORDED)
+            return dict(bound.buffers.outputs(bound.shapes))
+        except Exception as error:  # the library raises plain RuntimeError and classes of its own
+            raise failure(self._graph, error) from error
+
+    def _launch(self, binding: Any, number: int) -> None:
+        options = ort.RunOptions()
+        options.add_run_config_entry("gpu_graph_id", str(number))
+        # Everything is on one stream: whoever needs a value on the host waits for it.
+        options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        self._session.run_with_iobinding(binding, options)
+
+    def _bind(self, feeds: Mapping[str, Feed], number: int) -> _Bound:
+        shapes = {spec.name: tuple(feeds[spec.name].shape) for spec in self._spec.inputs}
+        inputs = tuple(Tensor(s.name, np.dtype(s.dtype), shapes[s.name]) for s in self._spec.inputs)
+        outputs = self._find_outputs(feeds, inputs)
+        buffers = FixedBuffers(self._pool, inputs, outputs)
+        binding = self._session.io_binding()
+        for tensor in inputs:
+            address = buffers.addresses[tensor.name]
+            binding.bind_input(tensor.name, "cuda", 0, tensor.dtype.type, tensor.shape, address)
+        for tensor in outputs:
+            address = buffers.addresses[tensor.name]
+            binding.bind_output(tensor.name, "cuda", 0, tensor.dtype.type, tensor.shape, address)
+        return _Bound(buffers, binding, {tensor.name: tensor.shape for tensor in outputs}, number)
+
+    def _find_outputs(self, feeds: Mapping[str, Feed], inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Run once with outputs of the library's own, to learn their shapes."""
+        buffers = FixedBuffers(self._pool, inputs, ())
+        buffers.load(feeds)
+        binding = self._session.io_binding()
+        for tensor in inputs:
+            address = buffers.addresses[tensor.name]
+            binding.bind_input(tensor.name, "cuda", 0, tensor.dtype.type, tensor.shape, address)
+        for spec in self._spec.outputs:
+            binding.bind_output(spec.name, "cuda")
+        self._launch(binding, _NOT_RECORDED)
+        shapes = [tuple(value.shape()) for value in binding.get_outputs()]
+        self._pool.cuda.synchronize()
+        buffers.close()
+        return tuple(Tensor(s.name, np.dtype(s.dtype), shape) for s, shape in zip(self._spec.outputs, shapes))
+
+
+class BoundOnnxRuntimeBackend:
+    """The CUDA provider with steps replayed as CUDA graphs.
+
+    Args:
+        cuda_graphs: False uses the same buffers without recording.
+        cuda: for tests; None imports cuda-python.
+
+    Raises:
+        BackendError: onnxruntime-gpu, cuda-python, the driver or the GPU is missing.
+    """
+
+    def __init__(self, cuda_graphs: bool = True, cuda: Optional[CudaRuntime] = None) -> None:
+        check_available("cuda")
+        self.cuda = CudaRuntime() if cuda is None else cuda
+        self.pool = DevicePool(self.cuda)
+        self._cuda_graphs = cuda_graphs
+        # Graph -> why it is not recorded although that was asked for.
+        self.fallbacks: dict[str, str] = {}
+
+    @property
+    def name(self) -> str:
+        return "cuda"
+
+    @property
+    def device(self) -> str:
+        return f"cuda:{self.cuda.device}"
+
+    def open(self, bundle: Bundle, graph: str) -> Session:
+        options = {**cuda_options(), "user_compute_stream": str(self.cuda.stream)}
+        spec = bundle.manifest.graph(graph)
+        if self._cuda_graphs:
+            try:
+                recording = [(PROVIDERS["cuda"], {**options, "enable_cuda_graph": "1"})]
+                session = open_session(bundle, graph, "cuda", recording)
+                return BoundSession(graph, spec, session, self.pool, recorded=True)
+            except BackendError as error:  # a node that the provider leaves to the CPU
+                self.fallbacks[graph] = str(error)
+        session = open_session(bundle, graph, "cuda", [(PROVIDERS["cuda"], options)])
+        return BoundSession(graph, spec, session, self.pool, recorded=False)
+
+    def upload(self, array: NumpyArray) -> CudaArray:
+        return self.pool.upload(np.asarray(array))

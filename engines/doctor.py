@@ -1,0 +1,204 @@
+"""What is installed, which backend "auto" takes and why not the others, what is missing."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Optional
+
+from freeprompt.bundle import Bundle
+from freeprompt.engines.cuda_runtime import CudaRuntime, DeviceInfo
+from freeprompt.engines.select import Candidate, candidates
+from freeprompt.engines.tensorrt_library import import_tensorrt
+from freeprompt.engines.tensorrt_store import EngineStore, Machine
+from freeprompt.errors import BackendError
+
+# Packages that decide which backends there are, with the names they are installed under.
+PACKAGES = (
+    "numpy",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "cuda-python",
+    "cuda-bindings",
+    "tensorrt",
+    "tensorrt-cu12",
+    "tensorrt-cu13",
+    "torch",
+)
+
+
+@dataclass(frozen=True)
+class EngineReport:
+    """One engine of the bundle; ``refused`` is None where it may be used."""
+
+    file: str
+    graph: str
+    shapes: tuple[str, ...]
+    fused_attention: str
+    refused: Optional[str]
+
+
+@dataclass(frozen=True)
+class Report:
+    """The findings.
+
+    Attributes:
+        packages: name -> version of what is installed.
+        providers: of ONNX Runtime.
+        gpu, gpu_problem: the device, or why none can be used; likewise for TensorRT.
+        chosen: what "auto" takes.
+        candidates: what it considered.
+        engines: of the bundle.
+        advice: what to do to get further.
+    """
+
+    python: str
+    system: str
+    packages: dict[str, str]
+    providers: tuple[str, ...]
+    gpu: Optional[DeviceInfo]
+    gpu_problem: Optional[str]
+    tensorrt: Optional[str]
+    tensorrt_problem: Optional[str]
+    chosen: str
+    candidates: tuple[Candidate, ...]
+    engines: tuple[EngineReport, ...] = ()
+    advice: tuple[str, ...] = field(default=())
+
+
+def examine(bundle: Optional[Bundle] = None) -> Report:
+    """Look at everything; nothing is changed, and what is missing is a finding, not an error."""
+    packages = _packages()
+    gpu, gpu_problem = _gpu()
+    tensorrt, tensorrt_problem = _tensorrt()
+    considered = tuple(candidates(bundle))
+    chosen = next(c.name for c in considered if c.problem is None)
+    engines = () if bundle is None else _engines(bundle, tensorrt, gpu)
+    return Report(
+        python=f"{platform.python_version()} ({sys.executable})",
+        system=f"{platform.system()} {platform.machine()}",
+        packages=packages,
+        providers=_providers(),
+        gpu=gpu,
+        gpu_problem=gpu_problem,
+        tensorrt=tensorrt,
+        tensorrt_problem=tensorrt_problem,
+        chosen=chosen,
+        candidates=considered,
+        engines=engines,
+        advice=tuple(_advice(packages, gpu, tensorrt, engines, bundle)),
+    )
+
+
+def report_to_lines(report: Report) -> Iterator[str]:
+    """The readable account."""
+    yield f"python        {report.python}, {report.system}"
+    for name, version in report.packages.items():
+        yield f"{name:<13} {version}"
+    yield f"providers     {', '.join(report.providers) or 'none: onnxruntime is not installed'}"
+    if report.gpu is not None:
+        gpu = report.gpu
+        yield (
+            f"gpu           {gpu.name}, compute capability {gpu.capability}, {gpu.memory_bytes / 1e9:.1f} GB, "
+            f"driver for CUDA {gpu.driver}, runtime {gpu.runtime}"
+        )
+    else:
+        yield f"gpu           none: {report.gpu_problem}"
+    yield f"tensorrt      {report.tensorrt or f'none: {report.tensorrt_problem}'}"
+    yield ""
+    yield f"--backend auto takes {report.chosen}"
+    for candidate in report.candidates:
+        if candidate.problem is not None:
+            yield f"  not {candidate.name}: {candidate.problem}"
+    if report.engines:
+        yield ""
+        yield "TensorRT engines of the bundle"
+    for engine in report.engines:
+        yield f"  {engine.file}: {engine.refused or 'usable'}"
+        for shapes in engine.shapes:
+            yield f"    for {shapes}"
+        if engine.fused_attention:
+            yield f"    fused attention {engine.fused_attention}"
+    if report.advice:
+        yield ""
+    for line in report.advice:
+        yield f"advice: {line}"
+
+
+def _packages() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def _providers() -> tuple[str, ...]:
+    try:
+        import onnxruntime
+    except ImportError:
+        return ()
+    return tuple(onnxruntime.get_available_providers())
+
+
+def _gpu() -> tuple[Optional[DeviceInfo], Optional[str]]:
+    try:
+        return CudaRuntime().info(), None
+    except BackendError as error:
+        return None, str(error)
+
+
+def _tensorrt() -> tuple[Optional[str], Optional[str]]:
+    try:
+        return str(import_tensorrt().__version__), None
+    except BackendError as error:
+        return None, str(error)
+
+
+def _engines(bundle: Bundle, tensorrt: Optional[str], gpu: Optional[DeviceInfo]) -> tuple[EngineReport, ...]:
+    machine = Machine(tensorrt, gpu.capability, gpu.name) if tensorrt and gpu else None
+    reports = []
+    for found in EngineStore(bundle, machine).scan():
+        record = found.record
+        fused = ""
+        if record is not None and record.attention_layers:
+            count = "unknown" if record.fused_attention is None else str(record.fused_attention)
+            fused = f"{count} of {record.attention_layers} layers"
+        reports.append(
+            EngineReport(
+                found.path.name,
+                record.graph if record else "",
+                tuple(str(profile) for profile in record.profiles) if record else (),
+                fused,
+                found.refused,
+            )
+        )
+    return tuple(reports)
+
+
+def _advice(
+    packages: dict[str, str],
+    gpu: Optional[DeviceInfo],
+    tensorrt: Optional[str],
+    engines: tuple[EngineReport, ...],
+    bundle: Optional[Bundle],
+) -> Iterator[str]:
+    if "onnxruntime" in packages and "onnxruntime-gpu" in packages:
+        yield (
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files: "
+            "pip uninstall both, then install onnxruntime-gpu"
+        )
+    if gpu is None:
+        yield "without a usable GPU everything runs on the CPU; that is complete, only slower"
+        return
+    if "onnxruntime-gpu" not in packages:
+        yield "for --backend cuda: pip uninstall onnxruntime; pip install onnxruntime-gpu"
+    if tensorrt is None:
+        major = int(gpu.driver.split(".")[0])
+        yield f"for --backend tensorrt: pip install tensorrt-cu{min(13, major)}"
+    elif bundle is not None and not any(engine.refused is None for engine in engines):
+        yield f"for --backend tensorrt: freeprompt build {bundle.path}"

@@ -1,0 +1,198 @@
+"""A loaded TensorRT engine: its tensors, its execution contexts, and what the inspector says of it."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any, Optional
+
+import numpy as np
+
+from freeprompt.engines.tensorrt_library import Messages, at_least
+from freeprompt.errors import BackendError
+
+# How fused attention shows: Myelin's own kernels (_gemm_mha_v2, mha), and the hand-written ones (fmha, flash).
+_FUSED = re.compile(r"mha|flash_?att|fused_?att", re.IGNORECASE)
+
+_DTYPES = {"FLOAT": "float32", "HALF": "float16", "INT32": "int32", "INT64": "int64"}
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What the engine inspector shows.
+
+    Attributes:
+        layers: number of kernels or fused regions.
+        fused_attention: how many of them are fused attention; None where the inspector shows regions whose kernels it
+            does not name, so that nothing can be counted.
+    """
+
+    layers: int
+    fused_attention: Optional[int]
+
+
+class Engine:
+    """A deserialized engine.
+
+    Args:
+        trt: the library.
+        data: the serialized engine. It is code: only from a trusted origin.
+
+    Raises:
+        BackendError: TensorRT cannot load it.
+    """
+
+    def __init__(self, trt: Any, data: Any) -> None:
+        self._trt = trt
+        self.messages = Messages(trt)
+        # Kept for as long as the engine lives, as TensorRT demands.
+        try:
+            self._runtime = trt.Runtime(self.messages.logger)
+        except TypeError as error:  # how the bindings report that the library gave them nothing
+            raise self.messages.failure("start its runtime") from error
+        engine = self._runtime.deserialize_cuda_engine(data)
+        if engine is None:
+            raise self.messages.failure("load the engine")
+        self._engine = engine
+        self.inputs, self.outputs = self._tensors()
+
+    @property
+    def profiles(self) -> int:
+        return int(self._engine.num_optimization_profiles)
+
+    @property
+    def device_memory_bytes(self) -> int:
+        """Scratch memory that the largest of the contexts needs."""
+        engine = self._engine
+        if at_least(self._trt, "10.3"):
+            return int(engine.device_memory_size_v2)
+        else:  # noqa: RET505
+            return int(engine.device_memory_size)
+
+    @property
+    def streams_weights(self) -> bool:
+        """Whether the engine was built to stream its weights from host memory."""
+        engine = self._engine
+        if at_least(self._trt, "10.3"):
+            return int(engine.streamable_weights_size) > 0
+        else:  # noqa: RET505
+            return False
+
+    def limit_weights(self, budget_bytes: int) -> None:
+        """Hold at most ``budget_bytes`` of streamable weights on the device; before the first context."""
+        engine = self._engine
+        if at_least(self._trt, "10.3"):
+            engine.weight_streaming_budget_v2 = budget_bytes
+        else:
+            raise BackendError(f"TensorRT {self._trt.__version__} has no weight streaming")
+
+    def create_context(self, profile: int, stream: int) -> Context:
+        """An execution context of one profile, without memory of its own.
+
+        Raises:
+            BackendError: TensorRT refused.
+        """
+        trt, engine = self._trt, self._engine
+        if at_least(trt, "10.3"):
+            strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+            context = engine.create_execution_context(strategy)
+        else:
+            context = engine.create_execution_context_without_device_memory()
+        if context is None:
+            raise self.messages.failure("create an execution context")
+        if not context.set_optimization_profile_async(profile, stream):
+            raise self.messages.failure(f"choose profile {profile}")
+        return Context(trt, context, self)
+
+    def inspect(self) -> Inspection:
+        """Count kernels. Needs an engine built with detailed verbosity, as this package's are."""
+        trt = self._trt
+        inspector = self._engine.create_engine_inspector()
+        text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+        return text_to_inspection(text)
+
+    def _tensors(self) -> tuple[dict[str, np.dtype[Any]], dict[str, np.dtype[Any]]]:
+        trt, engine = self._trt, self._engine
+        inputs: dict[str, np.dtype[Any]] = {}
+        outputs: dict[str, np.dtype[Any]] = {}
+        for index in range(engine.num_io_tensors):
+            name = engine.get_tensor_name(index)
+            is_input = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
+            # Not trt.nptype: in 8.6 it needs a name that NumPy 1.24 to 1.26 do not have.
+            dtype = engine.get_tensor_dtype(name).name
+            (inputs if is_input else outputs)[name] = np.dtype(_DTYPES.get(dtype, "V1"))
+        return inputs, outputs
+
+
+class Context:
+    """An execution context of one profile."""
+
+    def __init__(self, trt: Any, context: Any, owner: Engine) -> None:
+        self._trt = trt
+        self._context = context
+        self._owner = owner
+
+    def set_shapes(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        """Give every input its shape.
+
+        Returns:
+            the shape of every output.
+
+        Raises:
+            BackendError: a shape is outside the profile.
+        """
+        context = self._context
+        for name, shape in shapes.items():
+            if not context.set_input_shape(name, shape):
+                raise self._owner.messages.failure(f"take shape {shape} for {name}")
+        result = {}
+        for name in self._owner.outputs:
+            shape = tuple(context.get_tensor_shape(name))
+            if any(dim < 0 for dim in shape):
+                raise BackendError(f"the engine leaves the shape of {name} open: {shape}")
+            result[name] = shape
+        return result
+
+    def set_memory(self, address: int, size: int) -> None:
+        """Use this device memory as scratch."""
+        context = self._context
+        if at_least(self._trt, "10.3"):
+            context.set_device_memory(address, size)
+        else:
+            context.device_memory = address
+
+    def set_addresses(self, addresses: dict[str, int]) -> None:
+        context = self._context
+        for name, address in addresses.items():
+            if not context.set_tensor_address(name, address):
+                raise self._owner.messages.failure(f"bind {name}")
+
+    def enqueue(self, stream: int) -> None:
+        """Enqueue one evaluation. Raises BackendError if TensorRT could not."""
+        if not self._context.execute_async_v3(stream):
+            raise self._owner.messages.failure("run the engine")
+
+
+def text_to_inspection(text: str) -> Inspection:
+    """Count layers and fused attention in the inspector's JSON.
+
+    A layer is a string (short verbosity) or an object with Name, LayerType and, from 10 on, TacticName and Metadata.
+
+    Raises:
+        BackendError: not the inspector's JSON.
+    """
+    try:
+        layers = json.loads(text)["Layers"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BackendError(f"the engine inspector's output cannot be read: {error}") from error
+    fused, opaque = 0, False
+    for layer in layers:
+        if isinstance(layer, dict):
+            names = " ".join(str(layer.get(field, "")) for field in ("Name", "LayerType", "TacticName"))
+        else:
+            names = str(layer)
+        fused += bool(_FUSED.search(names))
+        # Before 10 a region compiled by Myelin is one layer, whose kernels stay unnamed.
+        opaque = opaque or "ForeignNode" in names
+    return Inspection(len(layers), None if opaque and not fused else fused)

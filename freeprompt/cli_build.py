@@ -1,0 +1,178 @@
+"""``freeprompt build``: TensorRT engines for the GPU of this machine."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from freeprompt import clioptions
+from freeprompt.cliprogress import Stages
+
+if TYPE_CHECKING:
+    from freeprompt.bundle import Bundle
+    from freeprompt.engines.tensorrt_bundle import Outcome
+    from freeprompt.engines.tensorrt_profile import Shapes
+
+DESCRIPTION = """\
+Build TensorRT engines of BUNDLE for the GPU of this machine, and keep them in it. An engine holds
+for one GPU architecture and one TensorRT version. Each is compared with ONNX Runtime on the CPU;
+one that does not agree is not kept. What was built before is not built again, so that a build that
+was interrupted goes on where it was."""
+
+
+def register(subparsers: clioptions.Subparsers) -> None:
+    """Add the command."""
+    parser = clioptions.add_command(subparsers, "build", run, "build TensorRT engines for this machine", DESCRIPTION)
+    parser.add_argument("bundle", metavar="BUNDLE", help="the bundle's folder")
+    parser.add_argument("--backend", default="tensorrt", choices=("tensorrt",), help="what to build for")
+    parser.add_argument(
+        "--size",
+        action="append",
+        type=clioptions.width_and_height,
+        metavar="WxH",
+        help="image size in pixels; may be repeated (default: the model's native size)",
+    )
+    parser.add_argument(
+        "--rows",
+        default=None,
+        metavar="R,R,...",
+        help="batches of the U-Net, as ROWS or ROWS:LATENTS (default: 1,2,3, which is inversion, "
+        "generation, and an edit with one prompt)",
+    )
+    parser.add_argument(
+        "--range",
+        action="store_true",
+        help="one engine for everything from the least to the greatest size and rows; slower than exact shapes",
+    )
+    parser.add_argument(
+        "--record-rows",
+        type=clioptions.positive_integer,
+        metavar="N",
+        help="source rows recorded in one evaluation (default: 4)",
+    )
+    parser.add_argument(
+        "--profile",
+        default="memory",
+        choices=("memory", "latency"),
+        help="memory: one engine a graph, for all shapes; latency: one engine for each shape, "
+        "each with weights of its own (default: memory)",
+    )
+    parser.add_argument("--graph", action="append", metavar="NAME", help="only this graph; may be repeated")
+    parser.add_argument(
+        "--workspace",
+        type=_gibibytes,
+        metavar="GIB",
+        help="device memory for the scratch of one kernel (default: all)",
+    )
+    parser.add_argument("--optimization-level", type=int, default=3, metavar="0-5", help="TensorRT's (default: 3)")
+    parser.add_argument(
+        "--stream-weights",
+        action="store_true",
+        help="let weights stay in host memory, for GPUs that cannot hold them (slower)",
+    )
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="also check and adopt engines in BUNDLE that were built elsewhere. An engine is code: "
+        "only if you know who built them",
+    )
+    parser.add_argument(
+        "--references",
+        action="store_true",
+        help="only compute what engines will be compared with, for a machine without ONNX Runtime",
+    )
+    parser.add_argument("-q", "--quiet", action="store_true", help="print errors only")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run the command."""
+    from freeprompt.bundle import Bundle
+
+    bundle = Bundle.open(arguments.bundle)
+    shapes = _shapes(bundle, arguments)
+    for graph in arguments.graph or ():
+        bundle.manifest.graph(graph)
+    stages = Stages(arguments.quiet)
+    if arguments.references:
+        _make_references(bundle, shapes, arguments, stages)
+        return
+    from freeprompt.engines.tensorrt_bundle import BundleBuild, build_bundle
+    from freeprompt.engines.tensorrt_session import TensorRTBackend
+
+    build = BundleBuild(
+        shapes,
+        arguments.profile,
+        tuple(arguments.graph or ()),
+        arguments.workspace,
+        arguments.optimization_level,
+        arguments.stream_weights,
+        arguments.trust,
+    )
+    backend = TensorRTBackend()
+    with stages.stage("build"):
+        for outcome in build_bundle(bundle, build, backend, progress=stages.line):
+            if not arguments.quiet:
+                print(_outcome_to_line(outcome), flush=True)
+    if not arguments.quiet:
+        print(stages.summary())
+
+
+def _shapes(bundle: Bundle, arguments: argparse.Namespace) -> Shapes:
+    from freeprompt.engines.tensorrt_profile import (
+        DEFAULT_RECORD_ROWS,
+        DEFAULT_ROWS,
+        Rows,
+        Shapes,
+    )
+
+    latents = bundle.manifest.latents
+    rows = DEFAULT_ROWS if arguments.rows is None else arguments.rows
+    shapes = Shapes(
+        tuple(arguments.size or [(latents.width, latents.height)]),
+        tuple(Rows.parse(part) for part in rows.split(",")),
+        arguments.record_rows or DEFAULT_RECORD_ROWS,
+        arguments.range,
+    )
+    for graph in bundle.manifest.graphs:
+        shapes.profiles(bundle.manifest, graph)  # a size that the model cannot take, before minutes of work
+    return shapes
+
+
+def _make_references(bundle: Bundle, shapes: Shapes, arguments: argparse.Namespace, stages: Stages) -> None:
+    from freeprompt.engines.tensorrt_parity import (
+        profile_to_sizes,
+        reference_outputs,
+        reference_path,
+    )
+
+    for graph in arguments.graph or bundle.manifest.graphs:
+        for profile in shapes.profiles(bundle.manifest, graph):
+            sizes = profile_to_sizes(profile)
+            with stages.stage(f"{graph} at {profile}"):
+                reference_outputs(bundle, graph, sizes)
+            if not arguments.quiet:
+                print(reference_path(bundle, graph, sizes), flush=True)
+
+
+def _outcome_to_line(outcome: Outcome) -> str:
+    record = outcome.record
+    worst = max((p.relative_l2 for p in record.parity), default=float("nan"))
+    fused = ""
+    if record.attention_layers:
+        count = "an unknown number" if record.fused_attention is None else record.fused_attention
+        fused = f", {count} of {record.attention_layers} attention layers fused"
+    return (
+        f"{outcome.how} {outcome.path.name}: {record.engine_bytes / 1e6:.1f} MB, "
+        f"{record.build_seconds:.0f} s, scratch {record.device_memory_bytes / 1e6:.1f} MB, "
+        f"differs from ONNX Runtime by {worst:.1e}{fused}"
+    )
+
+
+def _gibibytes(text: str) -> int:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.001 <= value <= 1024:
+        raise argparse.ArgumentTypeError(f"expected GiB from 0.001 to 1024, not {text!r}")
+    return int(value * 2**30)

@@ -1,0 +1,1 @@
+"""Tests of the engines: TensorRT and CUDA without a GPU."""
