@@ -170,7 +170,7 @@ class AutoencoderTraining:
         decoding = functional.l1_loss(self.vae.decode(noisy).sample, images)
         loss = encoding + decoding
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
         self.optimizer.step()
         self.average.update(self.step_count)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 
@@ -9,7 +11,7 @@ class Average:
     """Exponential moving average of a list of parameters."""
 
     def __init__(self, parameters: list[torch.nn.Parameter], decay: float) -> None:
-        self.parameters = parameters
+        self.parameters: list[torch.Tensor] = [*parameters]
         self.decay = decay
         self.values = [parameter.detach().clone() for parameter in parameters]
 
@@ -20,6 +22,6 @@ class Average:
         torch._foreach_lerp_(self.values, self.parameters, 1 - decay)
 
     @torch.no_grad()
-    def copy_to(self, parameters: list[torch.nn.Parameter]) -> None:
+    def copy_to(self, parameters: Sequence[torch.Tensor]) -> None:
         """Writes the average into parameters of the same shapes."""
-        torch._foreach_copy_(parameters, self.values)
+        torch._foreach_copy_(list(parameters), self.values)

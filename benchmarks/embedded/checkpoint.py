@@ -23,7 +23,7 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _fill(modules: list[torch.nn.Module], values: list[torch.Tensor]) -> None:
-    parameters = [parameter for module in modules for parameter in module.parameters()]
+    parameters: list[torch.Tensor] = [parameter for module in modules for parameter in module.parameters()]
     with torch.no_grad():
         torch._foreach_copy_(parameters, values)
 

@@ -63,7 +63,8 @@ class DenoiserTraining:
         weight = (self.config.snr_cap / ratio).clamp(max=1.0)
         # What is mostly noise decides colour and layout, and its error in noise is small.
         weight = weight * (1 + 1 / ratio).sqrt().clamp(max=self.config.noise_cap)
-        return (weight * (predicted - noise).square().mean((1, 2, 3))).mean()
+        error: torch.Tensor = (weight * (predicted - noise).square().mean((1, 2, 3))).mean()
+        return error
 
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """This replica's part of a step's batch.
@@ -96,7 +97,7 @@ class DenoiserTraining:
             group["lr"] = rate
         loss = self._loss(*self.batch(self.step_count))
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         grads = [p.grad for p in self.parameters if p.grad is not None]
         extra = self.replicas.average(grads, [float(loss.detach()), float(self.stopping)])
         self.stopping = extra[1] > 0

@@ -17,6 +17,7 @@ from torch.nn import functional
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from benchmarks.embedded import model, world
+from benchmarks.embedded.control import Records, control_attention
 
 LAYERS = 16
 """Self-attention layers of the U-Net, and as many cross-attention layers."""
@@ -77,91 +78,6 @@ class Editing(Protocol):
         """
 
 
-class Control:
-    """What the attention layers do in the next U-Net call.
-
-    Attributes:
-        source: for every row of the batch the row whose queries and keys it uses; None is itself.
-        self_layers, cross_layers: layers in which `source` counts.
-        record: queries and keys by layer are kept here if not None.
-        given: recorded queries and keys by layer, used by the rows of `given_rows`.
-    """
-
-    def __init__(self) -> None:
-        self.source: Optional[torch.Tensor] = None
-        self.self_layers: frozenset[int] = frozenset()
-        self.cross_layers: frozenset[int] = frozenset()
-        self.record: Optional[dict[int, tuple[torch.Tensor, torch.Tensor]]] = None
-        self.given: Optional[dict[int, tuple[torch.Tensor, torch.Tensor]]] = None
-        self.given_rows: Optional[torch.Tensor] = None
-
-
-class ControlledAttention:
-    """Attention processor of one layer that lets rows use other rows' queries and keys.
-
-    Taking queries and keys is the same as taking the attention map, and stays a fused attention.
-    """
-
-    def __init__(self, control: Control, layer: int, cross: bool) -> None:
-        self.control = control
-        self.layer = layer
-        self.cross = cross
-
-    def __call__(
-        self,
-        attn: torch.nn.Module,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: Optional[torch.Tensor] = None,
-        attention_mask: Optional[torch.Tensor] = None,
-        temb: Optional[torch.Tensor] = None,
-    ) -> torch.Tensor:
-        del attention_mask, temb
-        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        rows, tokens, width = hidden_states.shape
-        heads: int = attn.heads  # type: ignore[assignment]
-
-        def split(states: torch.Tensor) -> torch.Tensor:
-            return states.view(rows, -1, heads, states.shape[-1] // heads).transpose(1, 2)
-
-        query = split(attn.to_q(hidden_states))  # type: ignore[operator]
-        key = split(attn.to_k(context))  # type: ignore[operator]
-        value = split(attn.to_v(context))  # type: ignore[operator]
-        control = self.control
-        layers = control.cross_layers if self.cross else control.self_layers
-        if self.layer in layers and control.source is not None:
-            query, key = query[control.source], key[control.source]
-        if self.layer in layers and control.record is not None:
-            control.record[self.layer] = (query, key)
-        if self.layer in layers and control.given is not None and control.given_rows is not None:
-            given_query, given_key = control.given[self.layer]
-            repeats = len(control.given_rows) // len(given_query)
-            query = query.index_copy(0, control.given_rows, given_query.repeat(repeats, 1, 1, 1))
-            key = key.index_copy(0, control.given_rows, given_key.repeat(repeats, 1, 1, 1))
-        mixed = functional.scaled_dot_product_attention(query, key, value)
-        mixed = mixed.transpose(1, 2).reshape(rows, tokens, width)
-        out: torch.Tensor = attn.to_out[0](mixed)  # type: ignore[index,operator]
-        return out
-
-
-def control_attention(unet: UNet2DConditionModel) -> Control:
-    """Puts one `Control` on all attention layers, numbered from 0 in forward order."""
-    control = Control()
-    order = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
-    names = list(unet.attn_processors)
-
-    def place(name: str) -> tuple[int, list[int]]:
-        return order[name.split(".", 1)[0]], [int(p) for p in name.split(".") if p.isdigit()]
-
-    count = {"attn1": 0, "attn2": 0}
-    processors: dict[str, ControlledAttention] = {}
-    for name in sorted(names, key=place):
-        kind = "attn1" if ".attn1." in name else "attn2"
-        processors[name] = ControlledAttention(control, count[kind], kind == "attn2")
-        count[kind] += 1
-    unet.set_attn_processor(processors)  # type: ignore[arg-type]
-    return control
-
-
 class TorchEditing:
     """`Editing` on diffusers and transformers modules.
 
@@ -189,10 +105,10 @@ class TorchEditing:
     @classmethod
     def open(cls, folder: Union[str, pathlib.Path]) -> TorchEditing:
         """Opens a saved pipeline folder in float32."""
-        pipe = StableDiffusionPipeline.from_pretrained(
-            str(folder), torch_dtype=torch.float32, safety_checker=None, local_files_only=True
-        )
-        return cls(pipe.unet.eval(), pipe.text_encoder.eval(), pipe.tokenizer, pipe.vae.eval())
+        pipe = StableDiffusionPipeline.from_pretrained(str(folder), safety_checker=None, local_files_only=True)
+        parts = (pipe.unet, pipe.text_encoder, pipe.vae)
+        unet, text_encoder, vae = (part.float().eval() for part in parts)
+        return cls(unet, text_encoder, pipe.tokenizer, vae)
 
     def encode(self, images: world.ByteArray) -> torch.Tensor:
         """Scaled latents [N, 4, 16, 16] of [N, 64, 64, 3] uint8: the posterior's mean."""
@@ -210,7 +126,7 @@ class TorchEditing:
             size = (world.SIZE, world.SIZE)
             return model.to_bytes(functional.interpolate(colours, size, mode="bicubic"))
         parts = latents / float(self.vae.config.scaling_factor)
-        return model.to_bytes(torch.cat([self.vae.decode(p).sample for p in parts.split(25)]))
+        return model.to_bytes(torch.cat([self.vae.decode(p).sample for p in torch.split(parts, 25)]))
 
     def text(self, prompts: Sequence[str]) -> torch.Tensor:
         """Text embeddings [N, 77, width]."""
@@ -237,7 +153,7 @@ class TorchEditing:
         self,
         latents: torch.Tensor,
         steps: int,
-        records: Optional[list[dict[int, tuple[torch.Tensor, torch.Tensor]]]] = None,
+        records: Optional[list[Records]] = None,
     ) -> list[torch.Tensor]:
         """Latents of all noise levels, cleanest first: steps + 1 of them."""
         empty = self.text([""]).expand(len(latents), -1, -1)
@@ -294,7 +210,7 @@ class TorchEditing:
         count, kinds = len(images), len(targets)
         self.control.self_layers = frozenset(method.self_layers)
         self.control.cross_layers = frozenset(method.cross_layers)
-        records: Optional[list[dict[int, tuple[torch.Tensor, torch.Tensor]]]] = None
+        records: Optional[list[Records]] = None
         if method.reuse:
             records = []
             pinned = self.invert(self.encode(images), steps, records)
@@ -327,7 +243,7 @@ class TorchEditing:
                 self.control.given_rows = told - count
             noise = self.noise(torch.cat(rows), timestep, torch.cat(texts))
             self.control.source = self.control.given = None
-            parts = list(noise.split([len(part) for part in rows]))
+            parts = list(torch.split(noise, [len(part) for part in rows]))
             if with_source:
                 parts.pop(0)
             mixed = parts[0]
@@ -340,4 +256,5 @@ class TorchEditing:
 def move(latents: torch.Tensor, noise: torch.Tensor, start: float, end: float) -> torch.Tensor:
     """DDIM between two noise levels, either way: alphas are cumulative products."""
     clean = (latents - (1 - start) ** 0.5 * noise) / start**0.5
-    return end**0.5 * clean + (1 - end) ** 0.5 * noise
+    moved: torch.Tensor = end**0.5 * clean + (1 - end) ** 0.5 * noise
+    return moved

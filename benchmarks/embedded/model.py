@@ -183,9 +183,7 @@ def _merge(parts: list[str], pair: tuple[str, str]) -> list[str]:
     return out
 
 
-def write_tables(
-    folder: pathlib.Path, vocab: dict[str, int], merges: list[tuple[str, str]]
-) -> None:
+def write_tables(folder: pathlib.Path, vocab: dict[str, int], merges: list[tuple[str, str]]) -> None:
     """Writes `vocab.json` and `merges.txt`."""
     (folder / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
     lines = ["#version: 0.2", *(f"{left} {right}" for left, right in merges)]
@@ -247,9 +245,7 @@ def to_bytes(images: torch.Tensor) -> world.ByteArray:
 
 def tokenize(tokenizer: CLIPTokenizer, prompts: list[str]) -> torch.Tensor:
     """Token ids [N, 77] int64, padded and truncated as Stable Diffusion pipelines do."""
-    batch: Any = tokenizer(
-        prompts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
-    )
+    batch: Any = tokenizer(prompts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
     ids: torch.Tensor = batch["input_ids"]
     return ids
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from typing import Optional
 
 import numpy as np
@@ -20,6 +21,9 @@ world are at least 85 apart)."""
 
 MIN_AREA = 60
 """Smallest object in pixels; the world's smallest, a star of radius 13, covers about 250."""
+
+AGREEMENT = 0.7
+"""Part of an object's pixels that must agree on its colour; edges may not."""
 
 SHAPE_FIT = 0.8
 """Smallest overlap with its template at which a mask has a shape's name."""
@@ -67,7 +71,8 @@ def psnr(first: world.ByteArray, second: world.ByteArray, where: Mask) -> float:
 
 def true_mask(scene: world.Scene) -> Mask:
     """[64, 64] bool: pixels that the object of a scene covers by half or more."""
-    return world.coverage([scene])[0] >= 0.5
+    mask: Mask = world.coverage([scene])[0] >= 0.5
+    return mask
 
 
 def nearest(colour: Floats, names: dict[str, tuple[int, int, int]]) -> Optional[str]:
@@ -80,7 +85,8 @@ def nearest(colour: Floats, names: dict[str, tuple[int, int, int]]) -> Optional[
 def colour_inside(image: world.ByteArray, mask: Mask) -> Optional[str]:
     """Name of the object colour that most pixels of `image` within `mask` are nearest to.
 
-    None if the mask is empty, or if less than half of the pixels agree, or they are far from it.
+    None if the mask is empty, if less than `AGREEMENT` of its pixels agree, or if those are far
+    from the colour: an object of two colours has no colour.
     """
     pixels = image[mask].astype(np.float64)
     if not len(pixels):
@@ -91,7 +97,8 @@ def colour_inside(image: world.ByteArray, mask: Mask) -> Optional[str]:
     best = int(count.argmax())
     name = tuple(world.COLOURS)[best]
     mean = pixels[votes == best].mean(0)
-    return name if count[best] * 2 >= len(pixels) and nearest(mean, world.COLOURS) == name else None
+    agree = count[best] >= AGREEMENT * len(pixels)
+    return name if agree and nearest(mean, world.COLOURS) == name else None
 
 
 def largest_component(mask: Mask) -> Mask:
@@ -100,16 +107,15 @@ def largest_component(mask: Mask) -> Mask:
     while True:
         # The highest label floods its component; pixels outside stay 0.
         padded = np.pad(labels, 1)
-        grown = np.maximum.reduce(
-            [labels, padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]]
-        )
+        grown = np.maximum.reduce([labels, padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]])
         grown[~mask] = 0
         if np.array_equal(grown, labels):
             break
         labels = grown
     count = np.bincount(labels.ravel())
     count[0] = 0
-    return mask & (labels == count.argmax())
+    largest: Mask = mask & (labels == count.argmax())
+    return largest
 
 
 def background_model(image: world.ByteArray) -> Floats:
@@ -169,13 +175,13 @@ def shape_fits(mask: Mask) -> dict[str, float]:
     if area < MIN_AREA:
         return dict.fromkeys(world.SHAPES, 0.0)
     rows, columns = np.nonzero(mask)
-    grid_y, grid_x = (axis.astype(np.float32) for axis in np.indices(mask.shape))
+    grids: world.FloatArray = np.indices(mask.shape, np.float32)
 
     def fit(shape: str, scale: float, shift_x: float, shift_y: float) -> float:
         unit_area, unit_y = _UNITS[shape]
-        size = np.float32(scale * np.sqrt(area / unit_area))
-        x = grid_x - np.float32(columns.mean() + shift_x)
-        y = grid_y - np.float32(rows.mean() - unit_y * size + shift_y)
+        size = np.float32(scale * math.sqrt(area / unit_area))
+        x: world.FloatArray = grids[1] - float(columns.mean() + shift_x)
+        y: world.FloatArray = grids[0] - float(rows.mean() - unit_y * size + shift_y)
         return iou(mask, world.signed_distance(shape, x, y, size) < 0)
 
     fits = {shape: fit(shape, 1.0, 0.0, 0.0) for shape in world.SHAPES}
@@ -193,7 +199,7 @@ def measure(image: world.ByteArray) -> Measurement:
     shape = max(fits, key=lambda name: fits[name])
     return Measurement(
         shape=shape if fits[shape] >= SHAPE_FIT else None,
-        colour=nearest(ink, world.COLOURS),
+        colour=colour_inside(image, mask),
         background=nearest(background.mean((0, 1)), world.BACKGROUNDS),
         mask=mask,
         fit=fits[shape],

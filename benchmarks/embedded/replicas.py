@@ -46,7 +46,7 @@ class Replicas:
         flat = torch.cat(parts)
         torch.distributed.all_reduce(flat)
         flat /= self.count
-        pieces = flat.split([part.numel() for part in parts])
+        pieces = torch.split(flat, [part.numel() for part in parts])
         for tensor, piece in zip(tensors, pieces):
             tensor.copy_(piece.view_as(tensor))
         return [float(value) for value in pieces[-1]]

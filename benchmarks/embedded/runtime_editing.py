@@ -27,9 +27,7 @@ class RuntimeEditing:
         self._inversions: dict[tuple[bytes, int], Inversion] = {}
 
     @classmethod
-    def open(
-        cls, bundle: Union[str, pathlib.Path], backend: str = "cpu", threads: int = 1
-    ) -> RuntimeEditing:
+    def open(cls, bundle: Union[str, pathlib.Path], backend: str = "cpu", threads: int = 1) -> RuntimeEditing:
         """Opens a bundle folder, or "demo"."""
         return cls(Editor.load(bundle, backend, threads=threads))
 
@@ -45,9 +43,7 @@ class RuntimeEditing:
         """See `Editing`."""
         pictures = []
         for image in images:
-            pictures += self.editor.edit(
-                self._invert(image, steps), "", guidance=1.0, replace_layers="none"
-            )
+            pictures += self.editor.edit(self._invert(image, steps), "", guidance=1.0, replace_layers="none")
         return _stack(pictures)
 
     def edit(

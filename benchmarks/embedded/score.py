@@ -12,6 +12,7 @@ import json
 import pathlib
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,10 +52,8 @@ def edited_scene(scene: world.Scene, kind: str, rng: np.random.Generator) -> wor
         "background": tuple(world.BACKGROUNDS),
     }[kind]
     others = [value for value in values if value != getattr(scene, kind)]
-    changed: world.Scene = dataclasses.replace(
-        scene, **{kind: others[int(rng.integers(len(others)))]}
-    )
-    return changed
+    change: dict[str, Any] = {kind: others[int(rng.integers(len(others)))]}
+    return dataclasses.replace(scene, **change)
 
 
 def batches(count: int) -> Iterator[slice]:
@@ -62,9 +61,7 @@ def batches(count: int) -> Iterator[slice]:
     return (slice(start, min(start + BATCH, count)) for start in range(0, count, BATCH))
 
 
-def score_generation(
-    editing: Editing, scenes: Sequence[world.Scene], steps: int, guidance: float
-) -> Table:
+def score_generation(editing: Editing, scenes: Sequence[world.Scene], steps: int, guidance: float) -> Table:
     """Rates at which generated pictures show the colour, shape and background asked for."""
     seen: list[tuple[bool, bool, bool]] = []
     for part in batches(len(scenes)):
@@ -239,9 +236,7 @@ def score_all(
 ) -> tuple[dict[str, dict[str, Table]], str]:
     """Every figure, by section and row, and the same as Markdown."""
     sections: dict[str, dict[str, Table]] = {
-        "Generation": {
-            f"guidance {guidance:g}": score_generation(editing, scenes, steps, guidance)
-        },
+        "Generation": {f"guidance {guidance:g}": score_generation(editing, scenes, steps, guidance)},
         "Reconstruction": {"empty prompt": score_reconstruction(editing, scenes, steps)},
     }
     for method in methods:
@@ -284,8 +279,7 @@ def main() -> None:
     sections, text = score_all(editing, scenes, options.steps, methods, options.guidance)
     plain = {
         section: {
-            row: {column: dataclasses.asdict(figure) for column, figure in table.items()}
-            for row, table in rows.items()
+            row: {column: dataclasses.asdict(figure) for column, figure in table.items()} for row, table in rows.items()
         }
         for section, rows in sections.items()
     }

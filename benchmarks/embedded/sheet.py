@@ -34,9 +34,7 @@ def samples(editing: Editing, scenes: Sequence[world.Scene], steps: int) -> Imag
     return grid([list(world.render(scenes)), *rows])
 
 
-def edits(
-    editing: Editing, scenes: Sequence[world.Scene], steps: int, methods: Sequence[Method]
-) -> Image.Image:
+def edits(editing: Editing, scenes: Sequence[world.Scene], steps: int, methods: Sequence[Method]) -> Image.Image:
     """Sources and reconstructions on top, then colour edits, one row for each method.
 
     Below them shape and background edits by the last method but one (the exact one).

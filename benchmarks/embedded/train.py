@@ -185,8 +185,7 @@ def main() -> None:
         port = int(probe.getsockname()[1])
     context = multiprocessing.get_context("spawn")
     others = [
-        context.Process(target=work, args=(options, rank, port), daemon=True)
-        for rank in range(1, options.replicas)
+        context.Process(target=work, args=(options, rank, port), daemon=True) for rank in range(1, options.replicas)
     ]
     for process in others:
         process.start()

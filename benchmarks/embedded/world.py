@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Union
+from typing import Any, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -112,9 +112,7 @@ def sample_caption(scene: Scene, rng: np.random.Generator, drop: float, short: f
     return caption(scene, SHORT_TEMPLATE if draw < drop + short else TEMPLATES[choice])
 
 
-def signed_distance(
-    shape: str, x: FloatArray, y: FloatArray, radius: Union[FloatArray, np.float32]
-) -> FloatArray:
+def signed_distance(shape: str, x: FloatArray, y: FloatArray, radius: Union[FloatArray, np.float32]) -> FloatArray:
     """Signed distance (negative inside) to the outline of a shape, exact near straight edges.
 
     Args:
@@ -125,17 +123,18 @@ def signed_distance(
     Returns:
         Distances in pixels, float32, of the broadcast shape.
     """
+    distance: Any
     if shape == "circle":
-        return np.hypot(x, y) - radius
-    if shape == "square":
-        return np.maximum(np.abs(x), np.abs(y)) - np.float32(0.88) * radius
-    if shape == "triangle":
+        distance = np.hypot(x, y) - radius
+    elif shape == "square":
+        distance = np.maximum(np.abs(x), np.abs(y)) - np.float32(0.88) * radius
+    elif shape == "triangle":
         # Three half planes around the centroid; the inradius is half the circumradius 1.24 r.
         # Shifted down by 0.18 r so that its bounding box is about centred.
         down = y - np.float32(0.18) * radius
         sides = np.maximum(down, np.float32(0.8660254) * np.abs(x) - np.float32(0.5) * down)
-        return sides - np.float32(0.62) * radius
-    if shape == "star":
+        distance = sides - np.float32(0.62) * radius
+    elif shape == "star":
         # Fold the five-fold symmetry into one wedge, then one line from outer tip to inner corner.
         outer, inner = np.float32(1.25), np.float32(0.56)
         sector = np.float32(2 * np.pi / 5)
@@ -146,18 +145,19 @@ def signed_distance(
         corner_x = inner * np.float32(np.cos(np.pi / 5))
         corner_y = inner * np.float32(np.sin(np.pi / 5))
         norm = np.hypot(outer - corner_x, corner_y)
-        return (
-            (along - outer * radius) * (corner_y / norm) + across * ((outer - corner_x) / norm)
-        ).astype(np.float32)
-    if shape == "heart":
+        return ((along - outer * radius) * (corner_y / norm) + across * ((outer - corner_x) / norm)).astype(np.float32)
+    elif shape == "heart":
         # A square standing on its corner, with a half circle on each of its upper sides.
         side = np.float32(0.72) * radius
         down = y - np.float32(0.18) * radius
         diamond = (np.abs(x) + np.abs(down)) * np.float32(0.70710678) - side
         lift = side * np.float32(0.70710678)
         lobes = np.hypot(np.abs(x) - lift, down + lift) - side
-        return np.minimum(diamond, lobes)
-    raise ValueError(f"unknown shape {shape!r}; known: {', '.join(SHAPES)}")
+        distance = np.minimum(diamond, lobes)
+    else:
+        raise ValueError(f"unknown shape {shape!r}; known: {', '.join(SHAPES)}")
+    result: FloatArray = np.asarray(distance, np.float32)
+    return result
 
 
 def coverage(scenes: Sequence[Scene]) -> FloatArray:

@@ -19,7 +19,7 @@ SIZES = model.ModelConfig(
     channels=(16, 16, 16, 16),
     text_width=16,
     text_layers=1,
-    vae_channels=(16, 16, 24),
+    vae_channels=(16, 20, 24),
     groups=8,
     vae_groups=4,
 )

@@ -35,9 +35,7 @@ def test_colours_are_apart() -> None:
     for name, rgb in world.COLOURS.items():
         others = [c for n, c in world.COLOURS.items() if n != name]
         distances = [float(np.linalg.norm(np.subtract(rgb, o))) for o in others]
-        distances += [
-            float(np.linalg.norm(np.subtract(rgb, b))) for b in world.BACKGROUNDS.values()
-        ]
+        distances += [float(np.linalg.norm(np.subtract(rgb, b))) for b in world.BACKGROUNDS.values()]
         assert min(distances) > 85, name
 
 
