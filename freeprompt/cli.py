@@ -11,7 +11,7 @@ Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted by Ctrl-C (143 by SIG
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     import argparse
@@ -53,19 +53,19 @@ def build_parser() -> argparse.ArgumentParser:
             # Abbreviations would break users' scripts whenever an option is added.
             super().__init__(allow_abbrev=False, **settings)  # type: ignore[arg-type]
 
+        def _print_message(self, message: str, file: Any = None) -> None:
+            # argparse would pass over a full disk or a closed pipe in silence.
+            print(message, end="", file=file)
+
         def error(self, message: str) -> NoReturn:
             raise UsageError(f"{message} (see {self.prog} --help)")
 
     parser = Parser(
         prog="freeprompt",
-        description="Edit images by text: Free-Prompt-Editing through ONNX Runtime and TensorRT, "
-        "without PyTorch.",
-        epilog="Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted. "
-        "FREEPROMPT_DEBUG=1 shows tracebacks.",
+        description="Edit images by text: Free-Prompt-Editing through ONNX Runtime and TensorRT, without PyTorch.",
+        epilog="Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted. FREEPROMPT_DEBUG=1 shows tracebacks.",
     )
-    parser.add_argument(
-        "--version", action="version", version=f"freeprompt {freeprompt.__version__}"
-    )
+    parser.add_argument("--version", action="version", version=f"freeprompt {freeprompt.__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
     for module in pkgutil.iter_modules(freeprompt.__path__, "freeprompt."):
         if module.name.startswith("freeprompt.cli_"):

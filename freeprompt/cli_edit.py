@@ -19,14 +19,10 @@ current folder."""
 
 def register(subparsers: clioptions.Subparsers) -> None:
     """Add the command."""
-    parser = clioptions.add_command(
-        subparsers, "edit", run, "edit an image by one prompt or several", DESCRIPTION
-    )
+    parser = clioptions.add_command(subparsers, "edit", run, "edit an image by one prompt or several", DESCRIPTION)
     parser.add_argument("image", metavar="IMAGE", type=Path, help="the picture to edit")
     parser.add_argument("prompts", metavar="PROMPT", nargs="+", help="what the result should show")
-    parser.add_argument(
-        "-o", "--output", metavar="OUT", type=Path, help="default: IMAGE-edited.png, see above"
-    )
+    parser.add_argument("-o", "--output", metavar="OUT", type=Path, help="default: IMAGE-edited.png, see above")
     clioptions.add_edit_options(parser, fraction=0.8)
     clioptions.add_size_options(parser)
     clioptions.add_fit_option(parser)
@@ -34,8 +30,7 @@ def register(subparsers: clioptions.Subparsers) -> None:
     parser.add_argument(
         "--plan",
         action="store_true",
-        help="print what would be computed, with its number of U-Net rows, and stop; "
-        "IMAGE is not read",
+        help="print what would be computed, with its number of U-Net rows, and stop; IMAGE is not read",
     )
     parser.add_argument(
         "--save-latents",
@@ -86,13 +81,9 @@ def run(arguments: argparse.Namespace) -> None:
     with stages.stage("reading"):
         image = fit_image(open_image(arguments.image), width, height, arguments.fit)
     with stages.stage("inversion"):
-        inversion = editor.invert(
-            image, arguments.steps, size=(width, height), callback=stages.step
-        )
+        inversion = editor.invert(image, arguments.steps, size=(width, height), callback=stages.step)
     with stages.stage("editing"):
-        latents = editor.edit_latents(
-            inversion, arguments.prompts, **settings, callback=stages.step
-        )
+        latents = editor.edit_latents(inversion, arguments.prompts, **settings, callback=stages.step)
     if latents_file:
         clioutput.write_array(latents, latents_file)
     with stages.stage("decoding"):

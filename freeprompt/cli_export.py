@@ -19,22 +19,16 @@ _EXTRA = {"torch", "diffusers", "transformers", "accelerate", "onnx", "onnx_ir",
 
 def register(subparsers: clioptions.Subparsers) -> None:
     """Add the command."""
-    parser = clioptions.add_command(
-        subparsers, "export", run, "turn a diffusers checkpoint into a bundle", DESCRIPTION
-    )
+    parser = clioptions.add_command(subparsers, "export", run, "turn a diffusers checkpoint into a bundle", DESCRIPTION)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a diffusers folder or a hub id")
-    parser.add_argument(
-        "-o", "--output", metavar="BUNDLE", type=Path, required=True, help="the folder to make"
-    )
+    parser.add_argument("-o", "--output", metavar="BUNDLE", type=Path, required=True, help="the folder to make")
     parser.add_argument(
         "--precision",
         default="float32",
         choices=("float32", "float16"),
         help="of the weights (default: float32)",
     )
-    parser.add_argument(
-        "--opset", type=int, default=18, metavar="N", help="ONNX operator set (default: 18)"
-    )
+    parser.add_argument("--opset", type=int, default=18, metavar="N", help="ONNX operator set (default: 18)")
     parser.add_argument(
         "--profile",
         default="latency",
@@ -53,9 +47,7 @@ def register(subparsers: clioptions.Subparsers) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
     if arguments.output.exists() and not arguments.overwrite:
-        raise OutputError(
-            f"{arguments.output} exists already; choose another name or give --overwrite"
-        )
+        raise OutputError(f"{arguments.output} exists already; choose another name or give --overwrite")
     clioutput.check_folder_output(arguments.output)
 
     # Made before the libraries of the export silence the standard error.
@@ -67,14 +59,11 @@ def run(arguments: argparse.Namespace) -> None:
             if (error.name or "").partition(".")[0] not in _EXTRA:
                 raise
             raise ExportError(
-                f"export needs {error.name}, which is not installed: "
-                "pip install 'freeprompt[export]'"
+                f"export needs {error.name}, which is not installed: pip install 'freeprompt[export]'"
             ) from error
     settings = ExportSettings(arguments.precision, arguments.opset, arguments.profile)
     with stages.stage("export"):
-        bundle = export_checkpoint(
-            arguments.checkpoint, arguments.output, settings, arguments.overwrite, stages.line
-        )
+        bundle = export_checkpoint(arguments.checkpoint, arguments.output, settings, arguments.overwrite, stages.line)
     if not arguments.quiet:
         size = sum(file.bytes for file in bundle.manifest.files)
         print(f"{arguments.output}: {len(bundle.manifest.graphs)} graphs, {size / 1e6:.1f} MB")

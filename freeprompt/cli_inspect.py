@@ -20,13 +20,9 @@ exported."""
 
 def register(subparsers: clioptions.Subparsers) -> None:
     """Add the command."""
-    parser = clioptions.add_command(
-        subparsers, "inspect", run, "check a bundle and print what it is", DESCRIPTION
-    )
+    parser = clioptions.add_command(subparsers, "inspect", run, "check a bundle and print what it is", DESCRIPTION)
     parser.add_argument("bundle", metavar="BUNDLE", help="the bundle's folder, or demo")
-    parser.add_argument(
-        "--json", action="store_true", help="print the whole manifest, path and hash as JSON"
-    )
+    parser.add_argument("--json", action="store_true", help="print the whole manifest, path and hash as JSON")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -46,13 +42,15 @@ def bundle_to_json(bundle: Bundle) -> str:
     """The manifest with where it lies and what identifies it."""
     import msgspec
 
+    from freeprompt.manifest import MANIFEST_NAME
+
     whole = {
         "path": str(bundle.path),
         "sha256": bundle.sha256,
         "bytes": sum(file.bytes for file in bundle.manifest.files),
-        "manifest": bundle.manifest,
+        "manifest": msgspec.Raw((bundle.path / MANIFEST_NAME).read_bytes()),
     }
-    return msgspec.json.format(msgspec.json.encode(whole, order="deterministic"), indent=1).decode()
+    return msgspec.json.format(msgspec.json.encode(whole), indent=1).decode()
 
 
 def bundle_to_lines(bundle: Bundle) -> Iterator[str]:
@@ -66,8 +64,7 @@ def bundle_to_lines(bundle: Bundle) -> Iterator[str]:
         "model": manifest.model,
         "producer": manifest.producer,
         "precision": f"{manifest.precision}, opset {manifest.opset}",
-        "image": f"{latents.width}x{latents.height} native, "
-        f"in multiples of {latents.scale * latents.multiple}",
+        "image": f"{latents.width}x{latents.height} native, in multiples of {latents.scale * latents.multiple}",
         "latents": f"{latents.channels}x{latents.height // latents.scale}"
         f"x{latents.width // latents.scale}, "
         f"scaling factor {latents.scaling_factor:g}",

@@ -17,9 +17,7 @@ folder."""
 
 def register(subparsers: clioptions.Subparsers) -> None:
     """Add the command."""
-    parser = clioptions.add_command(
-        subparsers, "invert", run, "invert an image and keep its latents", DESCRIPTION
-    )
+    parser = clioptions.add_command(subparsers, "invert", run, "invert an image and keep its latents", DESCRIPTION)
     parser.add_argument("image", metavar="IMAGE", type=Path, help="the picture to invert")
     parser.add_argument(
         "-o",

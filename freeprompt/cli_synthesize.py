@@ -32,15 +32,11 @@ def register(subparsers: clioptions.Subparsers) -> None:
         default=Path("synthesized.png"),
         help="default: synthesized.png, see above",
     )
-    parser.add_argument(
-        "--seed", type=int, default=0, metavar="S", help="of the noise, from 0 on (default: 0)"
-    )
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the noise, from 0 on (default: 0)")
     clioptions.add_edit_options(parser, fraction=0.4)
     clioptions.add_size_options(parser)
     clioptions.add_model_options(parser)
-    parser.add_argument(
-        "--side-by-side", metavar="FILE", type=Path, help="also write one picture of all results"
-    )
+    parser.add_argument("--side-by-side", metavar="FILE", type=Path, help="also write one picture of all results")
 
 
 def run(arguments: argparse.Namespace) -> None:

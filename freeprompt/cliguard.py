@@ -109,13 +109,12 @@ def guarded(run: Callable[[], None], owns_process: bool) -> int:
 
 def _translated(run: Callable[[], None], interrupts: _Interrupts) -> int:
     try:
-        run()
+        with contextlib.suppress(SystemExit):  # after --help and --version
+            run()
         if sys.stdout is not None:
             sys.stdout.flush()  # here, where a full disk or a closed pipe can still be told
     except KeyboardInterrupt:
         return _ended_by(interrupts)
-    except SystemExit as error:  # --help and --version
-        return error.code if isinstance(error.code, int) else DONE
     except BrokenPipeError:
         # The reader has enough. Python would complain again when it flushes at the end.
         _point_to_nothing()

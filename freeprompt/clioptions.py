@@ -37,9 +37,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         metavar="B",
         help="the bundle's folder (default: demo, the built-in one)",
     )
-    parser.add_argument(
-        "--backend", default="auto", metavar="B", help="auto, cpu or cuda (default: auto)"
-    )
+    parser.add_argument("--backend", default="auto", metavar="B", help="auto, cpu or cuda (default: auto)")
     parser.add_argument(
         "--threads",
         type=positive_integer,
@@ -72,9 +70,7 @@ def add_fit_option(parser: argparse.ArgumentParser) -> None:
 
 def add_steps_option(parser: argparse.ArgumentParser) -> None:
     """The number of DDIM steps."""
-    parser.add_argument(
-        "--steps", type=int, default=50, metavar="N", help="DDIM steps (default: 50)"
-    )
+    parser.add_argument("--steps", type=int, default=50, metavar="N", help="DDIM steps (default: 50)")
 
 
 def add_edit_options(parser: argparse.ArgumentParser, fraction: float) -> None:
@@ -101,9 +97,7 @@ def add_edit_options(parser: argparse.ArgumentParser, fraction: float) -> None:
         help="in which self-attention layers: numbers (7), ranges (3-13), levels (level:1-3), all, "
         "none, separated by commas (default: the bundle's; see freeprompt inspect)",
     )
-    parser.add_argument(
-        "--negative-prompt", default="", metavar="P", help="what the result should not show"
-    )
+    parser.add_argument("--negative-prompt", default="", metavar="P", help="what the result should not show")
 
 
 def positive_integer(text: str) -> int:
@@ -122,9 +116,7 @@ def width_and_height(text: str) -> tuple[int, int]:
     width, _, height = text.lower().partition("x")
     # A dozen digits are no size; int() of thousands of them would be an error of its own.
     if not (width.isdecimal() and height.isdecimal() and len(text) < 16):
-        raise argparse.ArgumentTypeError(
-            f"expected WIDTHxHEIGHT in pixels, as 512x512, not {text!r}"
-        )
+        raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT in pixels, as 512x512, not {text!r}")
     return int(width), int(height)
 
 
@@ -132,6 +124,4 @@ def load_editor(arguments: argparse.Namespace, verify: bool = True) -> Editor:
     """The editor that ``add_model_options`` describes."""
     from freeprompt.editor import Editor
 
-    return Editor.load(
-        arguments.bundle, arguments.backend, threads=arguments.threads, verify=verify
-    )
+    return Editor.load(arguments.bundle, arguments.backend, threads=arguments.threads, verify=verify)

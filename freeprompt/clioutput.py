@@ -30,9 +30,7 @@ def numbered(path: Path, count: int) -> list[Path]:
     return [path.with_name(f"{path.stem}-{n}{path.suffix}") for n in range(1, count + 1)]
 
 
-def check_outputs(
-    images: Iterable[Path], arrays: Iterable[Path] = (), inputs: Iterable[Path] = ()
-) -> None:
+def check_outputs(images: Iterable[Path], arrays: Iterable[Path] = (), inputs: Iterable[Path] = ()) -> None:
     """Check, before anything is computed, that every output can be written.
 
     Raises:
@@ -73,8 +71,11 @@ def write_image(image: Image.Image, path: Path) -> None:
     # Chroma subsampling would blur what the model drew at this size.
     jpeg = path.suffix.lower() in (".jpg", ".jpeg")
     settings: dict[str, Any] = {"quality": 95, "subsampling": 0} if jpeg else {}
-    with hold_interrupts(), atomic_path(path) as temporary:
-        image.save(temporary, **settings)
+    try:
+        with hold_interrupts(), atomic_path(path) as temporary:
+            image.save(temporary, **settings)
+    except (ValueError, KeyError) as error:  # a size that the format lacks, a codec not built in
+        raise OutputError(f"cannot write {path}: {error}") from error
 
 
 def write_array(array: NumpyArray, path: Path) -> None:
@@ -107,9 +108,7 @@ def _check_writable(path: Path) -> None:
             raise OutputError(f"cannot write {path}: it exists and is not a file")
         with (
             hold_interrupts(),
-            tempfile.NamedTemporaryFile(
-                prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent
-            ),
+            tempfile.NamedTemporaryFile(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent),
         ):
             pass
 

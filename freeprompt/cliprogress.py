@@ -35,7 +35,8 @@ class Stages:
     def stage(self, name: str) -> Iterator[None]:
         """Add the time of the block to that of the stage ``name``."""
         start = time.perf_counter()
-        self._show(f"{name} ...", always=self._terminal)
+        if self._terminal:
+            self._show(f"{name} ...", always=True)
         try:
             yield
         finally:

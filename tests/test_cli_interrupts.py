@@ -1,0 +1,140 @@
+"""Ctrl-C at any time: one line, exit code 130, no file."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from freeprompt import cliguard
+from tests.cli_runner import Outcome, finish, names, picture, start
+
+INTERRUPTED = Outcome(130, "", "freeprompt: interrupted\n")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder that holds in.png alone."""
+    picture(tmp_path / "in.png")
+    return tmp_path
+
+
+def _start_edit(folder: Path, bundle: Path, *options: object) -> subprocess.Popen[str]:
+    arguments = ("edit", "in.png", "a cat", "--bundle", bundle, "--steps", 1000, "--threads", 1)
+    return start(*arguments, "--save-latents", "l.npy", *options, cwd=folder)
+
+
+# From within the first imports to the middle of the inversion on any machine.
+@pytest.mark.parametrize("delay", [0.0, 0.03, 0.1, 0.2, 0.4, 0.8, 1.6])
+def test_ctrl_c_at_a_moment(folder: Path, tiny_bundle: Path, delay: float) -> None:
+    process = _start_edit(folder, tiny_bundle, "-q")
+    time.sleep(delay)
+    process.send_signal(signal.SIGINT)
+    assert finish(process) == INTERRUPTED
+    assert names(folder) == ["in.png"]
+
+
+def test_ctrl_c_again_and_again_is_still_one_line(folder: Path, tiny_bundle: Path) -> None:
+    process = _start_edit(folder, tiny_bundle, "-q")
+    time.sleep(0.6)
+    for _ in range(20):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.01)
+    assert finish(process) == INTERRUPTED
+    assert names(folder) == ["in.png"]
+
+
+def test_termination_is_clean_too(folder: Path, tiny_bundle: Path) -> None:
+    process = _start_edit(folder, tiny_bundle)
+    assert process.stderr is not None
+    assert process.stderr.readline() == "inversion: step 1/1000\n"
+    process.terminate()
+    outcome = finish(process)
+    assert (outcome.code, outcome.err.splitlines()[-1]) == (143, "freeprompt: terminated")
+    assert names(folder) == ["in.png"]
+
+
+def test_a_process_that_ignores_interrupts_goes_on(folder: Path, tiny_bundle: Path) -> None:
+    """As under nohup, or in the background of a shell script."""
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-c"),
+            "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+            "from freeprompt.cli import main; sys.exit(main())",
+            *("edit", "in.png", "a cat", "--bundle", str(tiny_bundle), "--steps", "20"),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+    )
+    assert process.stderr is not None
+    assert process.stderr.readline() == "inversion: step 1/20\n"
+    process.send_signal(signal.SIGINT)
+    assert finish(process).code == 0
+    assert names(folder) == ["in-edited.png", "in.png"]
+
+
+def test_an_interrupt_that_a_library_swallows_is_not_lost(capfd: pytest.CaptureFixture[str]) -> None:
+    class Library:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    def run() -> None:
+        library = Library()
+        del library
+        cliguard.check_interrupted()
+        raise AssertionError("the interrupt was lost")
+
+    assert cliguard.guarded(run, owns_process=False) == 130
+    assert capfd.readouterr().err == "freeprompt: interrupted\n"
+
+
+def test_an_interrupt_that_comes_out_as_another_error(capfd: pytest.CaptureFixture[str]) -> None:
+    def run() -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ImportError("half imported") from None
+
+    assert cliguard.guarded(run, owns_process=False) == 130
+    assert capfd.readouterr().err == "freeprompt: interrupted\n"
+
+
+def test_an_interrupt_waits_for_the_end_of_a_short_write(capfd: pytest.CaptureFixture[str]) -> None:
+    done: list[str] = []
+
+    def run() -> None:
+        with cliguard.hold_interrupts():
+            signal.raise_signal(signal.SIGINT)
+            done.append("written")
+        done.append("went on")
+
+    assert cliguard.guarded(run, owns_process=False) == 130
+    assert done == ["written"]
+
+
+def test_handlers_are_left_alone_outside_the_main_thread() -> None:
+    codes: list[int] = []
+    thread = threading.Thread(target=lambda: codes.append(cliguard.guarded(lambda: None, False)))
+    thread.start()
+    thread.join()
+    assert codes == [0]
+
+
+def test_ctrl_c_while_exporting_leaves_nothing(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    process = start("export", tiny_checkpoint, "-o", tmp_path / "bundle", env={"OMP_NUM_THREADS": "1"})
+    assert process.stderr is not None
+    while not (shown := process.stderr.readline()).startswith("graph text_encoder"):
+        assert shown, "the export ended early"
+    os.kill(process.pid, signal.SIGINT)
+    outcome = finish(process)
+    assert (outcome.code, outcome.err.splitlines()[-1]) == (130, "freeprompt: interrupted"), outcome
+    assert "Traceback" not in outcome.err
+    assert names(tmp_path) == []
