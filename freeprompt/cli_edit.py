@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from freeprompt import clioptions, clioutput
+from freeprompt.cliinversion import is_saved, open_source
 from freeprompt.cliprogress import Stages
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from freeprompt.editor import Editor
+    from freeprompt.runtime.inversion import Inversion
 
 DESCRIPTION = """\
 Edit IMAGE: invert it, then denoise it once for each PROMPT with the self-attention maps of the
-source.
+source. IMAGE may also be a file that --save-inversion wrote (its name ends in .inversion): then it is
+not inverted again.
 
 The result goes to OUT; several prompts give OUT-1.png, OUT-2.png, ... in their order. Files of
 these names are replaced. Without -o, OUT is IMAGE's name with "-edited.png" for its suffix, in the
@@ -20,10 +29,11 @@ current folder."""
 def register(subparsers: clioptions.Subparsers) -> None:
     """Add the command."""
     parser = clioptions.add_command(subparsers, "edit", run, "edit an image by one prompt or several", DESCRIPTION)
-    parser.add_argument("image", metavar="IMAGE", type=Path, help="the picture to edit")
+    parser.add_argument("image", metavar="IMAGE", type=Path, help="the picture to edit, or a saved inversion")
     parser.add_argument("prompts", metavar="PROMPT", nargs="+", help="what the result should show")
     parser.add_argument("-o", "--output", metavar="OUT", type=Path, help="default: IMAGE-edited.png, see above")
     clioptions.add_edit_options(parser, fraction=0.8)
+    clioptions.add_record_option(parser)
     clioptions.add_size_options(parser)
     clioptions.add_fit_option(parser)
     clioptions.add_model_options(parser)
@@ -40,6 +50,12 @@ def register(subparsers: clioptions.Subparsers) -> None:
         "[prompts,channels,height,width] of float32",
     )
     parser.add_argument(
+        "--save-inversion",
+        metavar="F.inversion",
+        type=Path,
+        help="also write the inversion, with what was recorded of the source, for further edits",
+    )
+    parser.add_argument(
         "--side-by-side",
         metavar="FILE",
         type=Path,
@@ -51,39 +67,35 @@ def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
     output = arguments.output or Path(f"{arguments.image.stem}-edited.png")
     outputs = clioutput.numbered(output, len(arguments.prompts))
-    sheet, latents_file = arguments.side_by_side, arguments.save_latents
+    sheet, latents_file, saved = arguments.side_by_side, arguments.save_latents, arguments.save_inversion
     if not arguments.plan:
         clioutput.check_outputs(
             [*outputs, *([sheet] if sheet else [])],
             [latents_file] if latents_file else [],
             [arguments.image],
+            [saved] if saved else [],
         )
 
-    from freeprompt.editor import check_size
-    from freeprompt.runtime.image import fit_image, open_image
     from freeprompt.runtime.plan import plan_to_text
 
     stages = Stages(arguments.quiet or arguments.plan)
-    settings = {
-        "guidance": arguments.guidance,
-        "replace_fraction": arguments.replace_fraction,
-        "negative_prompt": arguments.negative_prompt,
-        "replace_layers": arguments.replace_layers,
-    }
+    settings = clioptions.edit_settings(arguments)
+    settings["record"] = _record_mode(arguments)
     with stages.stage("loading"):
         editor = clioptions.load_editor(arguments, verify=not arguments.plan)
         # Also where nothing is printed: a wrong argument is told now, not after the inversion.
-        plans = editor.plan(arguments.prompts, steps=arguments.steps, **settings)
-        width, height = check_size(editor.manifest.latents, arguments.size)
+        known = open_source(editor, arguments, stages) if is_saved(arguments.image) else None
+        plans = editor.plan(arguments.prompts, steps=arguments.steps, size=arguments.size, inversion=known, **settings)
     if arguments.plan:
         print(plan_to_text(plans))
         return
-    with stages.stage("reading"):
-        image = fit_image(open_image(arguments.image), width, height, arguments.fit)
     with stages.stage("inversion"):
-        inversion = editor.invert(image, arguments.steps, size=(width, height), callback=stages.step)
+        inversion = known or open_source(editor, arguments, stages, settings["record"])
     with stages.stage("editing"):
         latents = editor.edit_latents(inversion, arguments.prompts, **settings, callback=stages.step)
+    if saved:
+        with clioutput.hold_interrupts():
+            inversion.save(saved, records=True)
     if latents_file:
         clioutput.write_array(latents, latents_file)
     with stages.stage("decoding"):
@@ -92,10 +104,30 @@ def run(arguments: argparse.Namespace) -> None:
         for result, path in zip(results, outputs):
             clioutput.write_image(result, path)
         if sheet:
-            clioutput.write_image(clioutput.side_by_side([image, *results]), sheet)
+            clioutput.write_image(clioutput.side_by_side([_source(editor, inversion, arguments), *results]), sheet)
     if not arguments.quiet:
         for prompt, path in zip(arguments.prompts, outputs):
             print(f"{path}: {prompt}")
-        for path in filter(None, (latents_file, sheet)):
+        for path in filter(None, (latents_file, saved, sheet)):
             print(path)
         print(stages.summary())
+
+
+def _record_mode(arguments: argparse.Namespace) -> str:
+    """One edit of a picture needs one graph without a record, and two more to load with it: recording pays from the
+    second edit on, or where the record is kept."""
+    mode: str = arguments.record
+    several = len(arguments.prompts) > 1 or arguments.save_inversion is not None or is_saved(arguments.image)
+    return "none" if mode == "auto" and not several else mode
+
+
+def _source(editor: Editor, inversion: Inversion, arguments: argparse.Namespace) -> Image.Image:
+    """The picture as it was fitted; of a saved inversion, what its clean latents decode to."""
+    if is_saved(arguments.image):
+        return editor.decode(inversion.trajectory[0])[0]
+    from freeprompt.runtime.image import fit_image, open_image
+
+    spec = editor.manifest.latents
+    height, width = inversion.size
+    image = open_image(arguments.image)
+    return fit_image(image, width * spec.scale, height * spec.scale, arguments.fit)

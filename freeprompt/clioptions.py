@@ -100,6 +100,29 @@ def add_edit_options(parser: argparse.ArgumentParser, fraction: float) -> None:
     parser.add_argument("--negative-prompt", default="", metavar="P", help="what the result should not show")
 
 
+def add_record_option(parser: argparse.ArgumentParser) -> None:
+    """How the source's hidden states are come by."""
+    parser.add_argument(
+        "--record",
+        choices=("auto", "exact", "none", "inversion"),
+        default="auto",
+        help="exact: record the source once, so that each further edit costs its own rows only; none: a "
+        "source row in every step that replaces maps, the same result with one graph in memory; inversion: "
+        "record while inverting, fewer rows, an approximate result; auto (default): none for a single "
+        "prompt, else exact",
+    )
+
+
+def edit_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options of ``add_edit_options`` as keywords of Editor.edit and Editor.plan, without the steps."""
+    return {
+        "guidance": arguments.guidance,
+        "replace_fraction": arguments.replace_fraction,
+        "negative_prompt": arguments.negative_prompt,
+        "replace_layers": arguments.replace_layers,
+    }
+
+
 def positive_integer(text: str) -> int:
     """A whole number from 1 on. Raises argparse.ArgumentTypeError."""
     try:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 ARRAY_SUFFIXES = (".npy",)
+INVERSION_SUFFIXES = (".inversion",)  # by which a saved inversion is told from a picture
 # Beside white, so that the pictures of a sheet do not run into each other.
 _GAP = 8
 
@@ -30,7 +31,12 @@ def numbered(path: Path, count: int) -> list[Path]:
     return [path.with_name(f"{path.stem}-{n}{path.suffix}") for n in range(1, count + 1)]
 
 
-def check_outputs(images: Iterable[Path], arrays: Iterable[Path] = (), inputs: Iterable[Path] = ()) -> None:
+def check_outputs(
+    images: Iterable[Path],
+    arrays: Iterable[Path] = (),
+    inputs: Iterable[Path] = (),
+    inversions: Iterable[Path] = (),
+) -> None:
     """Check, before anything is computed, that every output can be written.
 
     Raises:
@@ -39,6 +45,7 @@ def check_outputs(images: Iterable[Path], arrays: Iterable[Path] = (), inputs: I
     """
     taken = {_identity(path): "is an input; it would be replaced" for path in inputs}
     pairs = [(p, IMAGE_SUFFIXES) for p in images] + [(p, ARRAY_SUFFIXES) for p in arrays]
+    pairs += [(p, INVERSION_SUFFIXES) for p in inversions]
     for path, suffixes in pairs:
         if path.suffix.lower() not in suffixes:
             raise UsageError(f"the output {path} must end in one of: {', '.join(suffixes)}")

@@ -43,7 +43,7 @@ class OutputError(FreePromptError):
     """A result could not be written."""
 
 
-class Cancelled(FreePromptError):
+class Cancelled(FreePromptError):  # noqa: N818  (it is no error; callers say "except Cancelled")
     """Raised by a progress callback to stop; passes through every stage unchanged."""
 
 
