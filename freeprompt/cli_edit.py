@@ -34,6 +34,7 @@ def register(subparsers: clioptions.Subparsers) -> None:
     parser.add_argument("-o", "--output", metavar="OUT", type=Path, help="default: IMAGE-edited.png, see above")
     clioptions.add_edit_options(parser, fraction=0.8)
     clioptions.add_record_option(parser)
+    clioptions.add_limit_options(parser)
     clioptions.add_size_options(parser)
     clioptions.add_fit_option(parser)
     clioptions.add_model_options(parser)

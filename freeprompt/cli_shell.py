@@ -29,6 +29,7 @@ def register(subparsers: clioptions.Subparsers) -> None:
     parser.add_argument("image", metavar="IMAGE", type=Path, help="the picture, or a file of --save-inversion")
     parser.add_argument("-o", "--output", metavar="OUT", type=Path, help="default: IMAGE-edited.png, see above")
     clioptions.add_edit_options(parser, fraction=0.8)
+    clioptions.add_limit_options(parser)
     clioptions.add_size_options(parser)
     clioptions.add_fit_option(parser)
     clioptions.add_model_options(parser)

@@ -113,6 +113,23 @@ def add_record_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_limit_options(parser: argparse.ArgumentParser) -> None:
+    """What an edit may use; ``load_editor`` reads them."""
+    parser.add_argument(
+        "--max-rows",
+        type=positive_integer,
+        metavar="N",
+        help="most rows of one evaluation of the U-Net; more prompts than fit are edited in turn (default: 8)",
+    )
+    parser.add_argument(
+        "--record-megabytes",
+        type=natural_number,
+        metavar="N",
+        help="most memory for what is recorded of the source; steps that do not fit run a source row instead, "
+        "with the same result (default: 2048)",
+    )
+
+
 def edit_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options of ``add_edit_options`` as keywords of Editor.edit and Editor.plan, without the steps."""
     return {
@@ -125,12 +142,21 @@ def edit_settings(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def positive_integer(text: str) -> int:
     """A whole number from 1 on. Raises argparse.ArgumentTypeError."""
+    return _whole_number(text, 1)
+
+
+def natural_number(text: str) -> int:
+    """A whole number from 0 on. Raises argparse.ArgumentTypeError."""
+    return _whole_number(text, 0)
+
+
+def _whole_number(text: str, least: int) -> int:
     try:
         value = int(text)
     except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, not {text!r}")
+        value = least - 1
+    if value < least:
+        raise argparse.ArgumentTypeError(f"expected a whole number from {least} on, not {text!r}")
     return value
 
 
@@ -145,6 +171,10 @@ def width_and_height(text: str) -> tuple[int, int]:
 
 def load_editor(arguments: argparse.Namespace, verify: bool = True) -> Editor:
     """The editor that ``add_model_options`` describes."""
-    from freeprompt.editor import Editor
+    from freeprompt.editor import Editor, Limits
 
-    return Editor.load(arguments.bundle, arguments.backend, threads=arguments.threads, verify=verify)
+    given = {"rows": getattr(arguments, "max_rows", None)}
+    if getattr(arguments, "record_megabytes", None) is not None:
+        given["record_bytes"] = arguments.record_megabytes * 1_000_000
+    limits = Limits(**{name: value for name, value in given.items() if value is not None})
+    return Editor.load(arguments.bundle, arguments.backend, threads=arguments.threads, verify=verify, limits=limits)
