@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from freeprompt import clioptions, clioutput
+from freeprompt import cliguard, clioptions, clioutput
 from freeprompt.cliinversion import is_saved, open_source
 from freeprompt.cliprogress import Stages
 
@@ -95,7 +95,7 @@ def run(arguments: argparse.Namespace) -> None:
     with stages.stage("editing"):
         latents = editor.edit_latents(inversion, arguments.prompts, **settings, callback=stages.step)
     if saved:
-        with clioutput.hold_interrupts():
+        with cliguard.hold_interrupts():
             inversion.save(saved, records=True)
     if latents_file:
         clioutput.write_array(latents, latents_file)

@@ -15,7 +15,7 @@ from freeprompt.manifest import Manifest, manifest_from_json, manifest_to_json
 from tests.cli_runner import assert_fails, call, names, picture
 
 Capture = pytest.CaptureFixture[str]
-Damage = Callable[[Path], None]
+Damage = Callable[[Path], object]
 
 
 def _edit_manifest(bundle: Path, change: Callable[[Manifest], Manifest]) -> None:
@@ -72,19 +72,34 @@ def _forge(bundle: Path, name: str, content: bytes) -> None:
     _edit_manifest(bundle, change)
 
 
+def _become_a_file(bundle: Path) -> None:
+    shutil.rmtree(bundle)
+    bundle.write_text("x")
+
+
+def _become_empty(bundle: Path) -> None:
+    shutil.rmtree(bundle)
+    bundle.mkdir()
+
+
+def _manifest_a_folder(bundle: Path) -> None:
+    (bundle / "manifest.json").unlink()
+    (bundle / "manifest.json").mkdir()
+
+
 DAMAGES: dict[str, tuple[Damage, str]] = {
     "absent": (lambda b: shutil.rmtree(b), "not a folder"),
-    "a file": (lambda b: (shutil.rmtree(b), b.write_text("x"))[0], "not a folder"),
-    "empty folder": (lambda b: (shutil.rmtree(b), b.mkdir())[0], "no manifest.json"),
+    "a file": (_become_a_file, "not a folder"),
+    "empty folder": (_become_empty, "no manifest.json"),
     "manifest a folder": (
-        lambda b: ((b / "manifest.json").unlink(), (b / "manifest.json").mkdir())[0],
+        _manifest_a_folder,
         "no manifest.json",
     ),
-    "manifest empty": (lambda b: (b / "manifest.json").write_bytes(b"") and None, "manifest.json"),
-    "manifest not JSON": (lambda b: (b / "manifest.json").write_bytes(b"\xff{") and None, "manifest.json"),
-    "manifest nested": (lambda b: (b / "manifest.json").write_bytes(b"[" * 100_000) and None, "manifest.json"),
+    "manifest empty": (lambda b: (b / "manifest.json").write_bytes(b""), "manifest.json"),
+    "manifest not JSON": (lambda b: (b / "manifest.json").write_bytes(b"\xff{"), "manifest.json"),
+    "manifest nested": (lambda b: (b / "manifest.json").write_bytes(b"[" * 100_000), "manifest.json"),
     "manifest cut": (
-        lambda b: (b / "manifest.json").write_bytes((b / "manifest.json").read_bytes()[:-500]) and None,
+        lambda b: (b / "manifest.json").write_bytes((b / "manifest.json").read_bytes()[:-500]),
         "manifest.json",
     ),
     "other version": (lambda b: _replace_text(b, b'"format_version": 1', b'"format_version": 99'), "version 99"),
@@ -96,7 +111,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
         "contradicts itself",
     ),
     "file missing": (lambda b: (b / "unet.weights").unlink(), "unet.weights is missing"),
-    "file cut": (lambda b: (b / "step.onnx").write_bytes(b"short") and None, "step.onnx has 5 bytes"),
+    "file cut": (lambda b: (b / "step.onnx").write_bytes(b"short"), "step.onnx has 5 bytes"),
     "bit flipped": (lambda b: _flip(b / "unet.weights"), "unet.weights is damaged"),
     "path above": (lambda b: _list_and_name(b, "../outside"), "not inside the bundle"),
     "path absolute": (lambda b: _list_and_name(b, "/etc/passwd"), "not inside the bundle"),
