@@ -1,0 +1,154 @@
+"""Statistics of timings: summaries of one run, and whether two runs differ by more than noise.
+
+The rule of ``compare``: a figure has changed if both hold,
+
+1. a two-sided Mann-Whitney test of its samples gives p < ``FALSE_ALARMS`` / number of figures compared. The test
+   assumes nothing about the shape of the distributions, and outliers weigh no more than any other sample; dividing
+   (Bonferroni) holds the chance that *any* of the figures is flagged without cause at ``FALSE_ALARMS``;
+2. the medians differ by more than ``LEAST_CHANGE``, and by more than twice the drift seen within either run: the
+   difference between the medians of its first and second half. The samples of one process share its memory layout, clock and
+   neighbours, so that a test on samples alone would flag differences between runs of one build.
+
+Too few samples to reach that p are told apart ("unclear") from samples that show no change ("same").
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+FALSE_ALARMS = 0.01
+LEAST_CHANGE = 0.03
+# Above this many samples the normal approximation is as good as counting.
+_EXACT = 40
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Samples of one figure: percentiles, and the median absolute deviation from the median as spread."""
+
+    count: int
+    p50: float
+    p90: float
+    p99: float
+    mean: float
+    least: float
+    most: float
+    mad: float
+
+
+def summarise(samples: Sequence[float]) -> Summary:
+    """Raises ValueError for no samples."""
+    if not samples:
+        raise ValueError("no samples")
+    middle = median(samples)
+    return Summary(
+        len(samples),
+        middle,
+        percentile(samples, 0.9),
+        percentile(samples, 0.99),
+        sum(samples) / len(samples),
+        min(samples),
+        max(samples),
+        median([abs(sample - middle) for sample in samples]),
+    )
+
+
+def percentile(samples: Sequence[float], part: float) -> float:
+    """Linear interpolation between the two nearest samples."""
+    ordered = sorted(samples)
+    place = part * (len(ordered) - 1)
+    low = math.floor(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One figure in two runs.
+
+    Attributes:
+        change: of the median, relative to the old one; positive is slower.
+        noise: change below which nothing is flagged.
+        p: of the Mann-Whitney test.
+        verdict: "slower", "faster", "same" or "unclear" (too few samples).
+    """
+
+    name: str
+    old: float
+    new: float
+    change: float
+    noise: float
+    p: float
+    verdict: str
+
+
+def compare(old: Mapping[str, Sequence[float]], new: Mapping[str, Sequence[float]]) -> list[Comparison]:
+    """Compare the figures that both runs have; see the module's rule."""
+    names = [name for name in old if len(old[name]) and len(new.get(name, ()))]
+    return [compare_one(name, old[name], new[name], FALSE_ALARMS / len(names)) for name in names]
+
+
+def compare_one(name: str, old: Sequence[float], new: Sequence[float], alpha: float = FALSE_ALARMS) -> Comparison:
+    """Compare samples of one figure, flagging without cause with a probability of at most ``alpha``."""
+    before, after = median(old), median(new)
+    change = after / before - 1.0 if before else 0.0
+    noise = max(LEAST_CHANGE, 2 * drift(old), 2 * drift(new))
+    p = mann_whitney(old, new)
+    if abs(change) <= noise:
+        verdict = "same"
+    elif 2 / math.comb(len(old) + len(new), len(old)) >= alpha:
+        verdict = "unclear"
+    elif p >= alpha:
+        verdict = "same"
+    else:
+        verdict = "slower" if change > 0 else "faster"
+    return Comparison(name, before, after, change, noise, p, verdict)
+
+
+def drift(samples: Sequence[float]) -> float:
+    """How much the median moved between the first and the second half of a run, relative to the whole; 0 below six."""
+    half = len(samples) // 2
+    middle = median(samples)
+    if half < 3 or not middle:
+        return 0.0
+    return abs(median(samples[half:]) - median(samples[:half])) / middle
+
+
+def mann_whitney(first: Sequence[float], second: Sequence[float]) -> float:
+    """Two-sided p: how often samples of one distribution would be ordered as unevenly as these two."""
+    n, m = len(first), len(second)
+    # U counts the pairs in which the second is larger; ties count half.
+    u = sum((b > a) + 0.5 * (b == a) for a in first for b in second)
+    if n + m <= _EXACT and len({*first, *second}) == n + m:
+        counts = _orderings(n, m)
+        extreme = int(min(u, n * m - u))
+        return min(1.0, 2 * sum(counts[: extreme + 1]) / math.comb(n + m, n))
+    ties = [0.0] + [float(c) for c in _multiplicities((*first, *second))]
+    total = n + m
+    spread = math.sqrt(n * m / 12 * (total + 1 - sum(t**3 - t for t in ties) / (total * (total - 1))))
+    if spread == 0:
+        return 1.0
+    z = (abs(u - n * m / 2) - 0.5) / spread
+    return min(1.0, math.erfc(z / math.sqrt(2)))
+
+
+def _orderings(n: int, m: int) -> list[int]:
+    """How many orderings of n and m distinct values give U = 0, 1, ..., n * m."""
+    # The coefficients of the Gaussian binomial: a product of (1 - q^(m+i)) / (1 - q^i).
+    counts = [1] + [0] * (n * m)
+    for i in range(1, n + 1):
+        for power in range(n * m, m + i - 1, -1):
+            counts[power] -= counts[power - m - i]
+        for power in range(i, n * m + 1):
+            counts[power] += counts[power - i]
+    return counts
+
+
+def _multiplicities(values: Sequence[float]) -> list[int]:
+    counts: dict[float, int] = {}
+    for value in values:
+        counts[value] = counts.get(value, 0) + 1
+    return list(counts.values())
