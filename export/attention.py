@@ -87,7 +87,8 @@ class RoutedSelfAttention:
                 mapped = torch.cat([hidden_states, routing.records[self.layer]])
             mapped = mapped.index_select(0, routing.map_row[self.layer - 1])
         out = scaled_attention(attn, attn.to_q(mapped), attn.to_k(mapped), attn.to_v(hidden_states))
-        return attn.to_out[0](out)
+        projected: torch.Tensor = attn.to_out[0](out)
+        return projected
 
 
 class RoutedCrossAttention:
@@ -118,4 +119,5 @@ class RoutedCrossAttention:
         query = attn.to_q(mapped)
         key = attn.to_k(encoder_hidden_states).index_select(0, map_text)
         value = attn.to_v(encoder_hidden_states).index_select(0, routing.row_text)
-        return attn.to_out[0](scaled_attention(attn, query, key, value))
+        projected: torch.Tensor = attn.to_out[0](scaled_attention(attn, query, key, value))
+        return projected

@@ -56,7 +56,8 @@ def _betas(config: dict[str, Any]) -> Betas:
         return np.linspace(math.sqrt(start), math.sqrt(end), count) ** 2
     if kind == "squaredcos_cap_v2":
         edges = np.cos((np.arange(count + 1) / count + 0.008) / 1.008 * math.pi / 2) ** 2
-        return np.minimum(1.0 - edges[1:] / edges[:-1], 0.999)
+        capped: Betas = np.minimum(1.0 - edges[1:] / edges[:-1], 0.999)
+        return capped
     raise CheckpointError(f"unknown beta schedule {kind!r}")
 
 

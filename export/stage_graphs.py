@@ -20,7 +20,8 @@ class TextEncoderGraph(nn.Module):
         self.text_encoder = text_encoder
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        return self.text_encoder(input_ids.long()).last_hidden_state.float()
+        hidden: Tensor = self.text_encoder(input_ids.long()).last_hidden_state
+        return hidden.float()
 
 
 class VaeEncoderGraph(nn.Module):
@@ -32,7 +33,7 @@ class VaeEncoderGraph(nn.Module):
         self.scaling_factor = float(vae.config.scaling_factor)
 
     def forward(self, image: Tensor) -> Tensor:
-        mean = self.vae.encode(image.to(self.vae.dtype)).latent_dist.mean
+        mean: Tensor = self.vae.encode(image.to(self.vae.dtype)).latent_dist.mean
         return mean.float() * self.scaling_factor
 
 
@@ -46,7 +47,8 @@ class VaeDecoderGraph(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         scaled = (latents / self.scaling_factor).to(self.vae.dtype)
-        return self.vae.decode(scaled, return_dict=False)[0].float()
+        image: Tensor = self.vae.decode(scaled, return_dict=False)[0]
+        return image.float()
 
 
 class StepGraph(nn.Module):

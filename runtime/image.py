@@ -47,6 +47,8 @@ def open_image(source: ImageSource) -> Image.Image:
                 return _to_rgb(image)
     except ImageError as error:
         raise ImageError(f"{name}: {error}") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{name}: the image has too many pixels, at most {MAX_PIXELS} are read") from error
     except FileNotFoundError as error:
         raise ImageError(f"no image at {name}") from error
     except MemoryError as error:

@@ -109,5 +109,5 @@ def _digest(header: str, tensors: dict[str, NumpyArray]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype.str} {tensor.shape}".encode())
-        digest.update(memoryview(np.ascontiguousarray(tensor)).cast("B"))
+        digest.update(np.ascontiguousarray(tensor).tobytes())
     return digest.hexdigest()

@@ -42,10 +42,10 @@ def cached_folder(name: str, *sources: Path) -> Iterator[tuple[Path, bool]]:
 @pytest.fixture(scope="session")
 def tiny_checkpoint() -> Path:
     """A diffusers folder with the weights of ``tests.tiny.tiny_pipeline``."""
-    from freeprompt.export.checkpoint import quiet
-
     with cached_folder("checkpoint", ROOT / "tests" / "tiny.py") as (folder, fill):
         if fill:
+            # Imported here: PyTorch takes long to load, and the folder is usually there.
+            from freeprompt.export.checkpoint import quiet
             from tests.tiny import tiny_pipeline
 
             with quiet():

@@ -55,7 +55,8 @@ class MaterialisingProcessor:
                 maps[target] = maps[source]
             maps = maps.flatten(0, 1)
         out = attn.batch_to_head_dim(torch.bmm(maps, value))
-        return attn.to_out[1](attn.to_out[0](out))
+        projected: Tensor = attn.to_out[1](attn.to_out[0](out))
+        return projected
 
 
 class LiteralReference:
