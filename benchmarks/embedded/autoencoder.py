@@ -150,7 +150,7 @@ class AutoencoderTraining:
             fused=True,
         )
         self.step_count = 0
-        self.stopping = False
+        self.asked = self.stopping = False
 
     def step(self) -> dict[str, float]:
         """One optimiser step of both halves; the encoder sees a quarter of the batch."""
@@ -175,6 +175,7 @@ class AutoencoderTraining:
         self.optimizer.step()
         self.average.update(self.step_count)
         self.step_count += 1
+        self.stopping = self.asked
         return {
             "loss": float(loss.detach()),
             "encoder": float(encoding.detach()) ** 0.5,

@@ -33,7 +33,7 @@ class DenoiserTraining:
         self.config = config
         self.sizes = sizes
         self.replicas = replicas or Replicas()
-        self.stopping = False
+        self.asked = self.stopping = False
         self.device = torch.device(device)
         self.tokenizer = model.make_tokenizer()
         self.unet = model.make_unet(sizes).to(self.device).train()
@@ -79,7 +79,7 @@ class DenoiserTraining:
         side = world.SIZE // model.FACTOR
         shape = (config.batch, model.LATENT_CHANNELS, side, side)
         noise = rng.standard_normal(shape, dtype=np.float32)
-        first = np.where(rng.uniform(size=config.batch) < config.late, 400, 0)
+        first = np.where(rng.uniform(size=config.batch) < config.late, config.late_from, 0)
         timesteps = rng.integers(first, 1000)
         # Drawn for the whole batch, so that it does not depend on how many share it.
         mine = self.replicas.share(config.batch)
@@ -99,7 +99,7 @@ class DenoiserTraining:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         grads = [p.grad for p in self.parameters if p.grad is not None]
-        extra = self.replicas.average(grads, [float(loss.detach()), float(self.stopping)])
+        extra = self.replicas.average(grads, [float(loss.detach()), float(self.asked)])
         self.stopping = extra[1] > 0
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
         self.optimizer.step()

@@ -21,7 +21,8 @@ class TrainConfig:
         ema: decay of the average of the weights, which is what is scored and shipped.
         drop: probability of an empty caption; it trains the empty prompt that inversion uses.
         short: probability of a caption without background.
-        late: part of the timesteps drawn from 400..999 and not from 0..999.
+        late: part of the timesteps drawn from `late_from`..999 and not from 0..999.
+        late_from: see `late`.
         snr_cap: min-SNR weighting's gamma.
         noise_cap: largest extra weight of steps that are mostly noise.
         clip: largest norm of the gradient.
@@ -37,6 +38,7 @@ class TrainConfig:
     drop: float = 0.17
     short: float = 0.05
     late: float = 0.5
+    late_from: int = 400
     snr_cap: float = 5.0
     noise_cap: float = 4.0
     clip: float = 1.0

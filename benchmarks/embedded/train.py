@@ -38,10 +38,12 @@ class Training(Protocol):
 
     Attributes:
         step_count: steps taken.
-        stopping: set to stop after the next step; replicas agree on it in that step.
+        asked: set, at any moment, to have the run stopped.
+        stopping: set by a step in which the replicas saw that one of them was asked.
     """
 
     step_count: int
+    asked: bool
     stopping: bool
 
     def step(self) -> dict[str, float]:
@@ -99,7 +101,7 @@ def run(
 
     def stop(number: int, frame: object) -> None:
         del number, frame
-        training.stopping = True
+        training.asked = True
 
     previous = signal.signal(signal.SIGTERM, stop)
     saved = logged = time.monotonic()
@@ -130,7 +132,7 @@ def work(options: argparse.Namespace, rank: int, port: int) -> None:
     torch.set_num_threads(options.threads)
     torch.set_flush_denormal(True)
     options.run.mkdir(parents=True, exist_ok=True)
-    config = TrainConfig(seed=options.seed)
+    config = TrainConfig(seed=options.seed, noise_cap=options.noise_cap, late_from=options.late_from)
     if options.part == "vae":
         config = dataclasses.replace(config, **VAE_DEFAULTS)  # type: ignore[arg-type]
     if options.samples:
@@ -173,6 +175,8 @@ def main() -> None:
     parser.add_argument("--run", type=pathlib.Path, required=True, help="folder of the run")
     parser.add_argument("--samples", type=int, help="samples to see in all")
     parser.add_argument("--seed", type=int, default=TrainConfig.seed)
+    parser.add_argument("--noise-cap", type=float, default=TrainConfig.noise_cap)
+    parser.add_argument("--late-from", type=int, default=TrainConfig.late_from)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1, help="of each replica")
     parser.add_argument("--replicas", type=int, default=1, help="processes (unet only)")
