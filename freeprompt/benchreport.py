@@ -64,7 +64,7 @@ def report_to_text(report: Report) -> str:
     for name, rows in report["rows"].items():
         graphs = ", ".join(f"{graph} {count}" for graph, count in rows["executed"].items())
         lines.append(
-            f"  {name}: {rows['total']} ({rows['predicted']:g}) = {graphs}; worth {rows['row_equivalents']:g} whole rows"
+            f"  {name}: {rows['total']} ({rows['predicted']:g}) = {graphs}; {rows['row_equivalents']:g} whole rows"
         )
     lines.append(f"prompts in one call: {report['prompts_per_second']:.2f} images/s")
     peak = report["memory"]["host_peak_bytes"]

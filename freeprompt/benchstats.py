@@ -6,8 +6,8 @@ The rule of ``compare``: a figure has changed if both hold,
    assumes nothing about the shape of the distributions, and outliers weigh no more than any other sample; dividing
    (Bonferroni) holds the chance that *any* of the figures is flagged without cause at ``FALSE_ALARMS``;
 2. the medians differ by more than ``LEAST_CHANGE``, and by more than twice the drift seen within either run: the
-   difference between the medians of its first and second half. The samples of one process share its memory layout, clock and
-   neighbours, so that a test on samples alone would flag differences between runs of one build.
+   difference between the medians of its first and second half. The samples of one process share its memory layout,
+   clock and neighbours, so that a test on samples alone would flag differences between runs of one build.
 
 Too few samples to reach that p are told apart ("unclear") from samples that show no change ("same").
 """
