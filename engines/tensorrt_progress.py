@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any, Callable, Optional
 
+from freeprompt.engines.tensorrt_library import at_least
+
 # Lines of text: a terminal shows them one below the other, a log keeps them.
 Progress = Callable[[str], None]
 _SECONDS_BETWEEN_LINES = 5.0
@@ -70,20 +72,22 @@ class BuildProgress:
 
 
 def create_monitor(trt: Any, state: BuildProgress) -> Any:
-    """TensorRT's monitor interface over ``state``. 10.0 or later only."""
+    """TensorRT's monitor interface over ``state``; None in 8.6, which has none."""
+    if at_least(trt, "10.3"):
 
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
+        class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+            def __init__(self) -> None:
+                trt.IProgressMonitor.__init__(self)
 
-        def phase_start(self, phase_name: str, parent_phase: Optional[str], num_steps: int) -> None:
-            state.begin(phase_name, parent_phase, num_steps)
+            def phase_start(self, phase_name: str, parent_phase: Optional[str], num_steps: int) -> None:
+                state.begin(phase_name, parent_phase, num_steps)
 
-        def phase_finish(self, phase_name: str) -> None:
-            state.end(phase_name)
+            def phase_finish(self, phase_name: str) -> None:
+                state.end(phase_name)
 
-        def step_complete(self, phase_name: str, step: int) -> bool:
-            state.step(phase_name, step)
-            return True  # False would cancel the build
+            def step_complete(self, phase_name: str, step: int) -> bool:
+                state.step(phase_name, step)
+                return True  # False would cancel the build
 
-    return Monitor()
+        return Monitor()
+    return None

@@ -1,0 +1,58 @@
+"""Fixtures of the engine tests: a device and a TensorRT that are fakes, on a bundle that is real."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from freeprompt.bundle import Bundle
+from freeprompt.engines.cuda_runtime import CudaRuntime
+from freeprompt.engines.tensorrt_bundle import BundleBuild, Outcome, build_bundle
+from freeprompt.engines.tensorrt_profile import Rows, Shapes
+from freeprompt.engines.tensorrt_session import TensorRTBackend
+from tests.engines.fake_cuda import FakeCudart
+from tests.engines.fake_tensorrt import FakeTensorRT
+
+SIZE = (64, 64)
+
+
+@dataclass
+class Machine:
+    """A fake machine with a backend on it."""
+
+    cudart: FakeCudart
+    trt: FakeTensorRT
+    backend: TensorRTBackend
+
+    @classmethod
+    def create(cls, version: str = "10.16.1.11", limit: int = 1 << 30, cuda_graphs: bool = True) -> Machine:
+        cudart = FakeCudart(limit)
+        trt = FakeTensorRT(version, cudart)
+        backend = TensorRTBackend(cuda_graphs=cuda_graphs, trt=trt, cuda=CudaRuntime(cudart))
+        return cls(cudart, trt, backend)
+
+    def build(self, bundle: Bundle, *graphs: str, rows: str = "1,2,3", profile: str = "memory") -> list[Outcome]:
+        shapes = Shapes((SIZE,), tuple(Rows.parse(r) for r in rows.split(",")))
+        return list(build_bundle(bundle, BundleBuild(shapes, profile, graphs), self.backend))
+
+
+@pytest.fixture(autouse=True)
+def own_seal(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The secret of the user who runs the tests stays out of them."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
+
+
+@pytest.fixture
+def bundle(tiny_bundle: Path, tmp_path: Path) -> Bundle:
+    """A bundle of one's own, without engines."""
+    folder = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, folder, ignore=shutil.ignore_patterns("engines"))
+    return Bundle.open(folder, verify=False)
+
+
+@pytest.fixture(params=["8.6.1", "10.16.1.11"])
+def machine(request: pytest.FixtureRequest) -> Machine:
+    return Machine.create(request.param)

@@ -1,0 +1,110 @@
+"""Choosing a backend, and saying why, on a machine without GPU or TensorRT."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from freeprompt.bundle import Bundle
+from freeprompt.engines import doctor, select
+from freeprompt.engines.cuda_runtime import CudaRuntime, DeviceInfo
+from freeprompt.errors import BackendError, UsageError
+from tests.engines.conftest import Machine
+from tests.engines.fake_cuda import FakeCudart
+
+without_gpu = pytest.mark.skipif(
+    select.tensorrt_problem(None) is None or select._cuda_problem() is None, reason="this machine has a GPU backend"
+)
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "error", "-m", "freeprompt", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+@without_gpu
+def test_build_without_tensorrt_is_one_clear_line(tiny_bundle: Path) -> None:
+    done = run("build", str(tiny_bundle))
+    assert done.returncode == 1
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("freeprompt: error: TensorRT is not installed; install it with 'pip install tensorrt")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--rows", "0"], ["--size", "60x64"], ["--workspace", "none"], ["--backend", "cpu"]]
+)
+def test_build_checks_its_arguments_first(tiny_bundle: Path, arguments: list[str]) -> None:
+    done = run("build", str(tiny_bundle), *arguments)
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@without_gpu
+def test_doctor_explains(tiny_bundle: Path) -> None:
+    done = run("doctor", str(tiny_bundle))
+    assert done.returncode == 0, done.stderr
+    assert "--backend auto takes cpu" in done.stdout
+    assert "not tensorrt: TensorRT is not installed" in done.stdout
+    assert "not cuda: the installed onnxruntime" in done.stdout
+    assert "advice: without a usable GPU everything runs on the CPU" in done.stdout
+
+
+@without_gpu
+def test_doctor_as_json() -> None:
+    report = json.loads(run("doctor", "--json").stdout)
+    assert report["chosen"] == "cpu"
+    assert {candidate["name"] for candidate in report["candidates"]} == {"tensorrt", "cuda", "cpu"}
+    assert "CPUExecutionProvider" in report["providers"]
+
+
+def test_unknown_and_missing_backends() -> None:
+    with pytest.raises(UsageError, match="auto, cpu, cuda, ort-tensorrt, tensorrt"):
+        select.create_backend("gpu")
+
+
+@without_gpu
+@pytest.mark.parametrize("name", ["cuda", "ort-tensorrt", "tensorrt"])
+def test_backends_that_are_not_here(name: str) -> None:
+    with pytest.raises(BackendError, match="install"):
+        select.create_backend(name)
+
+
+def test_auto_takes_the_best_that_has_no_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert select.create_backend("auto").name in ("cpu", "cuda")
+    monkeypatch.setattr(select, "tensorrt_problem", lambda bundle: "no engine")
+    monkeypatch.setattr(select, "_cuda_problem", lambda: "no driver")
+    assert [c.problem for c in select.candidates(None)] == ["no engine", "no driver", None]
+    assert select.create_backend("auto").name == "cpu"
+
+
+def test_engines_are_reported_with_the_reason_of_their_refusal(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine.create()
+    machine.trt.layers = [{"Name": "mha"}]
+    machine.build(bundle, "step", rows="1")
+    info = DeviceInfo(0, "GPU", "9.0", 1 << 30, "13.0", "12.9")
+    monkeypatch.setattr(doctor, "_tensorrt", lambda: ("10.3.0", None))
+    monkeypatch.setattr(doctor, "_gpu", lambda: (info, None))
+    text = "\n".join(doctor.report_to_lines(doctor.examine(bundle)))
+    assert "built with TensorRT 10.16.1.11, this is 10.3.0" in text
+    assert "for latents 1" in text and "rows 1" in text
+    assert "fused attention 1 of 8 layers" in text
+    assert f"freeprompt build {bundle.path}" in text
+    monkeypatch.setattr(doctor, "_tensorrt", lambda: ("10.16.1.11", None))
+    assert ": usable" in "\n".join(doctor.report_to_lines(doctor.examine(bundle)))
+
+
+def test_what_cuda_says_of_the_device() -> None:
+    info = CudaRuntime(FakeCudart(limit=5 << 30)).info()
+    assert info == DeviceInfo(0, "Fake GPU", "9.0", 5 << 30, "13.0", "12.9")
+
+
+def test_no_device() -> None:
+    with pytest.raises(BackendError, match="CUDA could not find a GPU: cudaErrorNoDevice"):
+        CudaRuntime(FakeCudart(devices=0))
+    with pytest.raises(BackendError, match="there is no GPU 3; CUDA sees 1"):
+        CudaRuntime(FakeCudart(), device=3)
