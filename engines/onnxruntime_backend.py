@@ -194,14 +194,16 @@ def open_session(
     """An ``InferenceSession`` that really uses the provider of that name.
 
     Raises:
+        BundleError: there is no such graph.
         BackendError: the graph cannot be loaded, or the library fell back to another provider.
     """
     options = ort.SessionOptions()
     options.log_severity_level = _LOG_ERROR
     if threads is not None:
         options.intra_op_num_threads = threads
+    path = str(bundle.graph_path(graph))
     try:
-        session = ort.InferenceSession(str(bundle.graph_path(graph)), options, providers=providers)
+        session = ort.InferenceSession(path, options, providers=providers)
     except Exception as error:
         raise BackendError(f"ONNX Runtime {ort.__version__} cannot load graph {graph}: {error}") from error
     if PROVIDERS[name] not in session.get_providers():

@@ -1,0 +1,131 @@
+"""The ONNX Runtime backend refuses what does not fit, and translates what the library says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+from freeprompt.bundle import Bundle
+from freeprompt.engines.onnxruntime_backend import OnnxRuntimeBackend
+from freeprompt.engines.select import create_backend
+from freeprompt.errors import BackendError, BundleError, UsageError
+from tests.damage import Json, copy_bundle, edit_manifest, rehash
+
+Feeds = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_bundle: Path) -> Bundle:
+    return Bundle.open(tiny_bundle)
+
+
+@pytest.fixture(scope="module")
+def session(bundle: Bundle) -> Any:
+    return OnnxRuntimeBackend("cpu", threads=1).open(bundle, "text_encoder")
+
+
+def test_runs(session: Any) -> None:
+    out = session.run({"input_ids": np.zeros((2, 77), np.int32)})
+    assert list(out) == ["encoder_hidden_states"]
+    assert out["encoder_hidden_states"].shape == (2, 77, 32)
+    assert np.isfinite(out["encoder_hidden_states"].numpy()).all()
+
+
+@pytest.mark.parametrize(
+    ("feeds", "message"),
+    [
+        ({}, r"missing \['input_ids'\]"),
+        ({"ids": np.zeros((1, 77), np.int32)}, r"missing \['input_ids'\], unknown \['ids'\]"),
+        ({"input_ids": np.zeros((1, 77), np.int32), "more": np.zeros(1)}, r"unknown \['more'\]"),
+        ({"input_ids": np.zeros((1, 77), np.int64)}, "input_ids is int64, expected int32"),
+        ({"input_ids": np.zeros((1, 76), np.int32)}, r"has shape \(1, 76\)"),
+        ({"input_ids": np.zeros((77,), np.int32)}, r"has shape \(77,\)"),
+        ({"input_ids": np.zeros((0, 77), np.int32)}, r"has shape \(0, 77\)"),
+    ],
+)
+def test_feeds_that_do_not_fit(session: Any, feeds: Feeds, message: str) -> None:
+    with pytest.raises(BackendError, match=f"graph text_encoder: .*{message}"):
+        session.run(feeds)
+
+
+def test_failure_within_the_library(session: Any) -> None:
+    with pytest.raises(BackendError, match="text_encoder"):
+        session.run({"input_ids": np.full((1, 77), 10**6, np.int32)})
+
+
+def test_named_dimensions_belong_together(bundle: Bundle) -> None:
+    """Two inputs that share a name for a dimension must have it in the same size."""
+    step = OnnxRuntimeBackend("cpu", threads=1).open(bundle, "step")
+    feeds: Feeds = {
+        spec.name: np.zeros(
+            [d if isinstance(d, int) else {"height": 4, "width": 4}.get(d, 1) for d in spec.shape], spec.dtype
+        )
+        for spec in bundle.manifest.graph("step").inputs
+    }
+    assert step.run(feeds)["next_latents"].shape == (1, 4, 4, 4)
+    with pytest.raises(BackendError, match=r"row_text has shape \(2,\).*rows=1"):
+        step.run({**feeds, "row_text": np.zeros(2, np.int32)})
+
+
+def test_upload_is_a_copy(bundle: Bundle) -> None:
+    values = np.zeros(3, np.float32)
+    array = OnnxRuntimeBackend("cpu").upload(values)
+    values[:] = 1.0
+    assert (array.numpy() == 0.0).all() and array.shape == (3,) and array.nbytes == 12
+
+
+@pytest.mark.parametrize("name", ["", "gpu", "CPU", "torch"])
+def test_unknown_backend(name: str) -> None:
+    with pytest.raises(UsageError, match="unknown backend"):
+        create_backend(name)
+
+
+def test_backend_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(BackendError, match="onnxruntime-gpu"):
+        create_backend("cuda")
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+def test_threads_below_one(threads: int) -> None:
+    with pytest.raises(BackendError, match="threads must be at least 1"):
+        OnnxRuntimeBackend("cpu", threads)
+
+
+def test_no_such_graph(bundle: Bundle) -> None:
+    with pytest.raises(BundleError, match="no graph 'none'"):
+        OnnxRuntimeBackend("cpu").open(bundle, "none")
+
+
+@pytest.mark.parametrize("data", [b"", b"not a graph", b"\x08\x09" * 100])
+def test_a_file_that_is_no_graph(tiny_bundle: Path, tmp_path: Path, data: bytes) -> None:
+    folder = copy_bundle(tiny_bundle, tmp_path / "bundle")
+    (folder / "text_encoder.onnx").write_bytes(data)
+    rehash(folder)
+    with pytest.raises(BackendError, match="text_encoder"):
+        OnnxRuntimeBackend("cpu").open(Bundle.open(folder), "text_encoder")
+
+
+def rename_input(manifest: Json) -> None:
+    manifest["graphs"]["vae_encoder"]["inputs"][0]["name"] = "picture"
+
+
+def retype_input(manifest: Json) -> None:
+    manifest["graphs"]["vae_encoder"]["inputs"][0]["dtype"] = "float16"
+
+
+def another_graph(manifest: Json) -> None:
+    manifest["graphs"]["vae_encoder"]["file"] = "vae_decoder.onnx"
+
+
+@pytest.mark.parametrize("edit", [rename_input, retype_input, another_graph])
+def test_manifest_that_describes_another_graph(tiny_bundle: Path, tmp_path: Path, edit: Callable[[Json], None]) -> None:
+    folder = copy_bundle(tiny_bundle, tmp_path / "bundle")
+    edit_manifest(folder, edit)
+    with pytest.raises(BackendError, match=r"graph vae_encoder has inputs .*the manifest says"):
+        OnnxRuntimeBackend("cpu").open(Bundle.open(folder), "vae_encoder")
