@@ -1,12 +1,14 @@
 # make demo    edit the example image with the built-in model, in an environment of its own without PyTorch
 # make test    every test, in an environment of its own
 # make check   style and types
+# make bench   the CPU benchmarks: benchmarks/REPORT.md and benchmarks/results/, in under 15 minutes
 # make clean   remove what the above made, environments included
 #
 # An environment is made once, and again when pyproject.toml or constraints.txt has changed.
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 DEMO_BUNDLE ?= demo
 DEMO_IMAGE ?= $(firstword $(wildcard freeprompt/examples/*.png))
 DEMO_PROMPT ?= $(shell cat freeprompt/examples/prompt.txt 2>/dev/null)
@@ -16,7 +18,7 @@ PINNED := pyproject.toml constraints.txt
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 VIEW := build/view
 
-.PHONY: demo test check clean
+.PHONY: demo test check bench clean
 .DELETE_ON_ERROR:
 
 demo: .venv-demo/installed
@@ -27,6 +29,9 @@ demo: .venv-demo/installed
 
 test: .venv/installed
 	.venv/bin/python -m pytest -W error $(PYTEST_ARGS)
+
+bench: .venv/installed
+	.venv/bin/python -m benchmarks.run $(BENCH_ARGS)
 
 check: .venv/installed $(VIEW)
 	.venv/bin/ruff check .

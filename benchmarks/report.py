@@ -37,8 +37,8 @@ def write_report(results: Results) -> str:
         "",
         f"{machine['processor']}, {machine['cores']} cores, {machine['memory']}, {machine['system']}; {versions}. "
         f"{settings['threads']} threads, {settings['steps']} steps, float32, the embedded model's architecture with "
-        f"{settings['weights']} weights. Load average between {min(load):.1f} and {max(load):.1f}, this suite included, "
-        f"at the start and end of the parts. {busy}",
+        f"{settings['weights']} weights. Load average, this suite included, between {min(load):.1f} and "
+        f"{max(load):.1f} at the start and end of the parts. {busy}",
         "",
     ]
     for name, write in (
@@ -63,7 +63,8 @@ def _contest(part: Results) -> list[str]:
         "All alternate in one process on the same threads, in rounds whose order is reversed every other time, after "
         "one that is not counted. A ratio is taken within a round. All start from pixels and end in pixels, and the "
         "final latents of contenders that do the same work are compared (last line). The literal reference "
-        "materialises every attention map, 300 rows; `torch: same plan` executes freeprompt's plan of 190 rows, row for row, in PyTorch with "
+        "materialises every attention map, 300 rows; `torch: same plan` "
+        "executes freeprompt's plan of 190 rows, row for row, in PyTorch with "
         "`scaled_dot_product_attention`, so that the engine alone differs.",
         "",
         "| times faster | median | least - most | spread (MAD) | by CPU time | by rows alone | goal (stretch) |",

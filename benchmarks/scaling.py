@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from freeprompt import Editor, Limits
+from freeprompt import Editor
 from freeprompt.clibench import picture
 from freeprompt.clibenchmachine import resident_bytes
 from freeprompt.clibenchmeter import MeteredBackend, rows_by_graph
-from freeprompt.editor import check_size
+from freeprompt.editor import Limits, check_size
 
 STEPS = (5, 10, 20, 30, 50)
 PROMPTS = (1, 2, 3, 4, 6, 8)
