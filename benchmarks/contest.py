@@ -18,7 +18,7 @@ from freeprompt import Editor
 from freeprompt.benchstats import summarise
 from freeprompt.clibench import picture
 from freeprompt.export.checkpoint import quiet
-from freeprompt.runtime.image import image_to_tensor
+from freeprompt.runtime.image import image_to_tensor, open_image
 from tests.literal import LiteralReference
 
 PROMPTS = (
@@ -77,7 +77,7 @@ def contenders(checkpoint: Path, editor: Editor, steps: int) -> list[Contender]:
     """All of them, on one picture."""
     latents = editor.manifest.latents
     image = picture(latents.width, latents.height)
-    pixels = image_to_tensor(image)
+    pixels = image_to_tensor(open_image(image))
     layers = editor.manifest.replaced_layers
     literal = LiteralReference(open_pipeline(checkpoint))
     plan_runner = TorchPlanRunner(open_pipeline(checkpoint))
