@@ -147,7 +147,7 @@ class Check:
         self._measure("ort-tensorrt", lambda: _onnxruntime("ort-tensorrt"))
 
     def tensorrt_build(self) -> None:
-        """Engines of every graph at every number of rows, by both profiles; what exists is kept."""
+        """Engines of every graph, the most important first: one engine at a time, since a build cannot be resumed."""
         import msgspec
 
         from freeprompt.engines.tensorrt_bundle import LATENCY, MEMORY, BundleBuild, build_bundle
@@ -155,26 +155,27 @@ class Check:
         from freeprompt.engines.tensorrt_session import TensorRTBackend
 
         latents = self.bundle.manifest.latents
-        rows = tuple(Rows.parse(str(r)) for r in self.effort.rows)
-        shapes = Shapes(((latents.width, latents.height),), rows)
+        sizes = ((latents.width, latents.height),)
         results = self.results("tensorrt-build")
+        graphs = self.bundle.manifest.graphs
 
-        def build(graph: str, profile: str) -> list[Any]:
+        def build(graph: str, rows: tuple[int, ...], profile: str) -> dict[str, Any]:
+            shapes = Shapes(sizes, tuple(Rows.parse(str(r)) for r in rows))
             wanted = BundleBuild(shapes, profile, (graph,))
             found = build_bundle(self.bundle, wanted, TensorRTBackend(), progress=lambda line: print(line, flush=True))
-            return [{"how": o.how, **msgspec.to_builtins(o.record)} for o in found]
+            return {"engines": [{"how": o.how, **msgspec.to_builtins(o.record)} for o in found]}
 
-        for graph in self.bundle.manifest.graphs:
-            results.once(graph, lambda g=graph: {"engines": build(g, MEMORY)})
-        # One shape fixed in the network, to compare with a profile among several.
-        shapes_now = Shapes(shapes.sizes, rows[1:2])
-        wanted = BundleBuild(shapes_now, LATENCY, ("step",))
-        results.once(
-            "step, 2 rows fixed",
-            lambda: {
-                "engines": [msgspec.to_builtins(o.record) for o in build_bundle(self.bundle, wanted, TensorRTBackend())]
-            },
-        )
+        first = sorted(self.effort.rows, key=lambda rows: (rows > 3, rows != 2, rows))
+        wanted: list[tuple[str, tuple[int, ...], str]] = [("text_encoder", self.effort.rows, MEMORY)]
+        wanted += [(graph, (1,), MEMORY) for graph in ("vae_encoder", "vae_decoder")]
+        wanted += [("step", (rows,), LATENCY) for rows in first[:3]]
+        wanted += [(graph, (2,), LATENCY) for graph in ("record", "step_recorded") if graph in graphs]
+        wanted += [("step", (rows,), LATENCY) for rows in first[3:]]
+        # To compare: all shapes of an edit in one engine, which share its weights.
+        wanted.append(("step", (1, 2, 3), MEMORY))
+        for graph, rows, profile in wanted:
+            label = f"{graph}, rows {','.join(map(str, rows))}, {profile}"
+            results.once(label, lambda g=graph, r=rows, p=profile: build(g, r, p))
 
     def tensorrt(self) -> None:
         self._measure("tensorrt", lambda: _tensorrt(cuda_graphs=True))

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Optional
 
@@ -156,13 +157,20 @@ def measure_backend(
 
     modes = [mode for mode in records if mode == "none" or "record" in bundle.manifest.graphs]
     for rows in effort.rows:
-        once(f"parity of a step, {rows} rows", lambda rows=rows: step_parity(bundle, backend(), rows, folder))
+        once(f"parity of a step, {rows} rows", partial(_on, step_parity, bundle, backend, rows, folder))
     for mode in modes:
-        once(f"parity of an edit, record {mode}", lambda m=mode: edit_parity(bundle, backend(), folder, m))
+        once(f"parity of an edit, record {mode}", partial(_on, edit_parity, bundle, backend, folder, mode))
     for rows in effort.rows:
-        once(f"time of a step, {rows} rows", lambda rows=rows: time_step(bundle, backend(), rows, effort))
+        once(f"time of a step, {rows} rows", partial(_on, time_step, bundle, backend, rows, effort))
     for mode in modes:
-        once(f"time of edits, record {mode}", lambda m=mode: time_edits(bundle, backend(), effort, m))
+        once(f"time of edits, record {mode}", partial(_on, time_edits, bundle, backend, effort, mode))
+
+
+def _on(
+    measure: Callable[..., dict[str, Any]], bundle: Bundle, backend: Callable[[], Backend], *args: Any
+) -> dict[str, Any]:
+    """A measurement on a backend that is made when it is first needed."""
+    return measure(bundle, backend(), *args)
 
 
 def save_reference(folder: Path, name: str, values: NumpyArray) -> None:

@@ -270,7 +270,8 @@ class FakeEngine:
             self.create_execution_context_without_device_memory = lambda: FakeContext(trt, self, "USER_MANAGED")
 
     def get_tensor_name(self, index: int) -> str:
-        return self._tensors[index][0]
+        name: str = self._tensors[index][0]
+        return name
 
     def get_tensor_mode(self, name: str) -> TensorIOMode:
         return next(mode for n, mode, _ in self._tensors if n == name)

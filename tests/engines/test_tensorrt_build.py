@@ -310,7 +310,8 @@ def test_an_inspector_that_says_nothing_is_an_error() -> None:
 
 
 def test_lost_fusion_is_told(bundle: Bundle) -> None:
-    machine, lines = Machine.create(), []
+    machine = Machine.create()
+    lines: list[str] = []
     machine.trt.layers = [{"Name": "softmax"}]
     build = BundleBuild(Shapes((SIZE,), (Rows(1, 1),)), graphs=("step",))
     list(build_bundle(bundle, build, machine.backend, progress=lines.append))

@@ -5,13 +5,16 @@ No GPU and no TensorRT is needed: see ``bindings``. What the libraries *do* is n
 
 from __future__ import annotations
 
+import inspect
 import json
+from enum import IntEnum
 
 import pytest
 
-from tests.engines import bindings
-from tests.engines.api_uses import MODULE, TYPES, find_uses, problems, sources
+from tests.engines import bindings, fake_tensorrt
+from tests.engines.api_uses import MODULE, TYPES, Use, find_uses, problems, sources
 from tests.engines.bindings import CUDA, ROOT, TENSORRT, Wheel, describe, run_python
+from tests.engines.fake_cuda import FakeCudart
 
 ENGINES = ROOT / "engines"
 TENSORRT_SOURCES = (
@@ -135,6 +138,58 @@ def test_our_subclasses_and_the_absence_of_a_gpu(wheel: Wheel) -> None:
     assert len(refused) == 2
     assert refused[0].startswith("TensorRT could not start its builder")
     assert refused[1].startswith("TensorRT could not start its runtime")
+
+
+FAKES: dict[type, str] = {
+    fake_tensorrt.Builder: "Builder",
+    fake_tensorrt.Network: "INetworkDefinition",
+    fake_tensorrt.Refusal: "ParserError",
+    fake_tensorrt.OnnxParser: "OnnxParser",
+    fake_tensorrt.OptimizationProfile: "IOptimizationProfile",
+    fake_tensorrt.Config: "IBuilderConfig",
+    fake_tensorrt.TimingCache: "ITimingCache",
+    fake_tensorrt.Runtime: "Runtime",
+    fake_tensorrt.FakeEngine: "ICudaEngine",
+    fake_tensorrt.Inspector: "EngineInspector",
+    fake_tensorrt.FakeContext: "IExecutionContext",
+}
+
+
+def fake_uses(fake: type, owner: str) -> list[Use]:
+    """The public methods and properties of a fake, as uses with as many arguments as they take."""
+    uses = []
+    for name, value in vars(fake).items():
+        if name.startswith("_"):
+            continue
+        if inspect.isfunction(value):
+            parameters = list(inspect.signature(value).parameters.values())[1:]
+            required = sum(p.default is inspect.Parameter.empty for p in parameters)
+            uses.append(Use(owner, name, 0, required))
+        else:
+            uses.append(Use(owner, name, 0))
+    return uses
+
+
+@tensorrt_versions
+def test_the_fake_invents_nothing(wheel: Wheel) -> None:
+    """What the unit tests run against has the names and arguments of the real bindings of that version."""
+    library = describe(wheel, "tensorrt_bindings")
+    module = fake_tensorrt.FakeTensorRT(wheel.version, FakeCudart())
+    found = problems([Use(MODULE, name, 0) for name in vars(module) if name[0].isupper()], library)
+    for name, enum in vars(module).items():
+        if isinstance(enum, type) and issubclass(enum, IntEnum):
+            found += problems([Use(name, member, 0) for member in enum.__members__], library)
+    for fake, owner in FAKES.items():
+        found += problems(fake_uses(fake, owner), library)
+    # INT64 came with 10.
+    assert [f for f in found if not (wheel.version.startswith("8.") and "DataType.INT64" in f)] == []
+
+
+@pytest.mark.parametrize("wheel", CUDA, ids=lambda wheel: wheel.version)
+def test_the_fake_of_cuda_invents_nothing(wheel: Wheel) -> None:
+    uses = [use for use in fake_uses(FakeCudart, MODULE) if use.name.startswith("cuda")]
+    assert len(uses) > 25
+    assert problems(uses, describe(wheel, "cuda.bindings.runtime")) == []
 
 
 def test_wheels_of_three_generations_are_named() -> None:
