@@ -27,7 +27,8 @@ class StepCase:
 
     @property
     def args(self) -> tuple[Any, ...]:
-        return (*self.step, self.records)
+        # A bundle that records nothing is traced without the argument: PyTorch takes no empty tuple of dynamic shapes.
+        return (*self.step, self.records) if self.records else self.step
 
     @property
     def dynamic_shapes(self) -> tuple[Any, ...]:
@@ -39,7 +40,7 @@ class StepCase:
         width = block * dim("width_blocks", min=1, max=512)
         # How a layer's tokens follow from the height and width is for PyTorch to find out.
         auto = {0: dim.AUTO, 1: dim.AUTO}
-        return (
+        shapes: tuple[Any, ...] = (
             {0: count, 2: height, 3: width},
             {0: pinned, 2: height, 3: width},
             {0: texts},
@@ -51,8 +52,8 @@ class StepCase:
             {0: count, 1: rows},
             {0: count},
             {0: count},
-            tuple(auto for _ in self.records),
         )
+        return (*shapes, tuple(auto for _ in self.records)) if self.records else shapes
 
     blocks: tuple[int, int] = (2, 3)
 

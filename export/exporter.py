@@ -117,6 +117,8 @@ class _Exporter:
         self.progress = progress
         self.latents = _latent_spec(checkpoint)
         self.text = _text_spec(checkpoint)
+        # Here, since an unknown value must be told before graphs are traced for minutes.
+        self.scheduler = config_to_scheduler(checkpoint.scheduler)
         native = (
             self.latents.height // self.latents.scale,
             self.latents.width // self.latents.scale,
@@ -148,7 +150,7 @@ class _Exporter:
             opset=self.settings.opset,
             latents=self.latents,
             text=self.text,
-            scheduler=config_to_scheduler(self.checkpoint.scheduler),
+            scheduler=self.scheduler,
             layers=self.architecture.layers,
             cross_layers=len(self.architecture.cross_layers),
             graphs=self.graphs,

@@ -79,7 +79,7 @@ class StepGraph(nn.Module):
         row_weight: Tensor,
         latent_scale: Tensor,
         noise_scale: Tensor,
-        records: tuple[Tensor, ...],
+        records: tuple[Tensor, ...] = (),
     ) -> tuple[Tensor, ...]:
         # As reference for a half-precision graph the module is float32 and the recorded rows are not.
         typed = [record.to(self.unet.dtype) for record in records]

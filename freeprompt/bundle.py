@@ -77,13 +77,7 @@ class Bundle:
 
 def _check_file(folder: Path, spec: FileSpec, verify: bool) -> None:
     relative = PurePosixPath(spec.path)
-    if (
-        relative.is_absolute()
-        or not relative.parts
-        or ".." in relative.parts
-        or "\\" in spec.path
-        or ":" in spec.path
-    ):
+    if relative.is_absolute() or not relative.parts or ".." in relative.parts or "\\" in spec.path or ":" in spec.path:
         raise BundleError(f"{MANIFEST_NAME} names {spec.path!r}, which is not inside the bundle")
     path = folder / relative
     if not path.is_file():
@@ -92,9 +86,7 @@ def _check_file(folder: Path, spec: FileSpec, verify: bool) -> None:
         raise BundleError(f"{spec.path} is a link to outside the bundle")
     size = path.stat().st_size
     if size != spec.bytes:
-        raise BundleError(
-            f"{spec.path} has {size} bytes, the manifest says {spec.bytes}: copy the bundle again"
-        )
+        raise BundleError(f"{spec.path} has {size} bytes, the manifest says {spec.bytes}: copy the bundle again")
     if verify and file_to_sha256(path) != spec.sha256:
         raise BundleError(f"{spec.path} is damaged (its SHA-256 differs): copy the bundle again")
 

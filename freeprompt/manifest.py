@@ -95,9 +95,7 @@ class LayerSpec:
 class SchedulerSpec:
     """Constants of the DDIM schedule; ``alphas_cumprod`` in double precision, one for each training timestep."""
 
-    alphas_cumprod: Annotated[
-        tuple[Annotated[float, msgspec.Meta(ge=0.0, le=1.0)], ...], msgspec.Meta(min_length=2)
-    ]
+    alphas_cumprod: Annotated[tuple[Annotated[float, msgspec.Meta(ge=0.0, le=1.0)], ...], msgspec.Meta(min_length=2)]
     prediction_type: Literal["epsilon", "v_prediction"]
     timestep_spacing: Literal["leading", "trailing", "linspace"]
     steps_offset: Natural
@@ -159,9 +157,7 @@ class Manifest:
         try:
             return self.graphs[name]
         except KeyError:
-            raise BundleError(
-                f"the bundle has no graph {name!r}; it has {', '.join(sorted(self.graphs))}"
-            ) from None
+            raise BundleError(f"the bundle has no graph {name!r}; it has {', '.join(sorted(self.graphs))}") from None
 
 
 @dataclass(frozen=True)
@@ -206,10 +202,7 @@ def manifest_from_json(data: bytes) -> Manifest:
         sha256 = msgspec.json.decode(data, type=_Sealed).manifest_sha256
         unsealed = data.replace(sha256.encode(), _UNSEALED, 1)
         if hashlib.sha256(unsealed).hexdigest() != sha256:
-            raise BundleError(
-                f"{MANIFEST_NAME} is damaged or was edited (its SHA-256 differs): "
-                "copy the bundle again"
-            )
+            raise BundleError(f"{MANIFEST_NAME} is damaged or was edited (its SHA-256 differs): copy the bundle again")
         manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"{MANIFEST_NAME} cannot be read: {error}") from error

@@ -182,7 +182,8 @@ def test_each_field_missing_or_of_another_type(bundle: Path) -> None:
                 manifest_from_json(seal_of(data))
             assert name in str(raised.value)
             checked += 1
-        for wrong in (None, True, "\u0000", [[]], {"x": []}, -1.5):
+        wrongs: tuple[object, ...] = (None, True, "\u0000", [[]], {"x": []}, -1.5)
+        for wrong in wrongs:
             data = read_manifest(bundle)
             parent = parent_of(data, path)
             if isinstance(parent[name], bool) and wrong is True:

@@ -205,7 +205,7 @@ def test_graphs_with_right_hashes_and_wrong_content(tiny_bundle: Path, tmp_path:
     )
     first, results, crashes = 0, list[str](), list[int]()
     while first < GRAPHS:
-        command = [sys.executable, "-c", script, tiny_bundle, tmp_path, str(first), str(GRAPHS)]
+        command = [sys.executable, "-c", script, str(tiny_bundle), str(tmp_path), str(first), str(GRAPHS)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
         results += done.stdout.split("\n")[:-1]
         first = len(results) + len(crashes)

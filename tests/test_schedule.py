@@ -223,7 +223,8 @@ def test_steps_that_cannot_be(steps: Any) -> None:
 
 
 def test_numpy_steps() -> None:
-    assert Schedule.create(spec(), np.int64(50)) == Schedule.create(spec(), 50)
+    steps: Any = np.int64(50)
+    assert Schedule.create(spec(), steps) == Schedule.create(spec(), 50)
 
 
 def test_zero_terminal_signal() -> None:
