@@ -59,6 +59,8 @@ def test_results_stay_what_they_were_while_the_host_runs_ahead(bundle: Bundle) -
     cpu = OnnxRuntimeBackend("cpu", 1).open(bundle, "step")
     latents: Any = machine.backend.upload(inputs["latents"])
     expected = inputs["latents"]
+    # Arrays of the host that are no tables are waited for; the runtime gives none of those within a loop.
+    resident = {n: machine.backend.upload(inputs[n]) for n in ("pinned_latents", "encoder_hidden_states")}
     kept, wanted = [latents], [expected]
     done = machine.cudart.done
     for step in range(50):
@@ -67,12 +69,12 @@ def test_results_stay_what_they_were_while_the_host_runs_ahead(bundle: Bundle) -
             "timestep": np.full(1, 20 * step, np.float32),
             "latent_scale": np.full(1, 0.9 + 0.001 * step, np.float32),
         }
-        latents = session.run({**inputs, **tables, "latents": latents})["next_latents"]
+        latents = session.run({**inputs, **resident, **tables, "latents": latents})["next_latents"]
         expected = cpu.run({**inputs, **tables, "latents": expected})["next_latents"].numpy()
         kept.append(latents)
         wanted.append(expected)
     behind = machine.cudart.enqueued - machine.cudart.done
-    assert behind > 5, "the host must not have waited for the last steps"
+    assert behind > 10, "the host must not have waited for the last steps"
     assert machine.cudart.done > done
     for got, want in zip(kept, wanted):
         assert_equal(got.numpy(), want)
