@@ -1,7 +1,8 @@
 """Scores a model of the world with the oracle: generation, reconstruction and edits.
 
-`python -m benchmarks.embedded.score --checkpoint FOLDER --out FOLDER` writes `scores.json`,
-`scores.md` and a contact sheet.
+`python -m benchmarks.embedded.score --out FOLDER` scores the shipped bundle by the runtime, or with
+`--checkpoint FOLDER` a pipeline folder in PyTorch: one JSON file for each row, all rows as Markdown
+in `scores.md`, and a contact sheet.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import argparse
 import dataclasses
 import json
 import pathlib
-import time
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 
 from benchmarks.embedded import figures, oracle, sheet, world
 from benchmarks.embedded.editing import ALL_LAYERS, Editing, Method, TorchEditing
+from benchmarks.embedded.verdict import GOOD_IOU, KINDS, Verdict, judge
 
 HELD_OUT = (20_26, 2)
 """Seed of the scenes that figures are published on; training and settings never see them."""
@@ -26,22 +28,25 @@ HELD_OUT = (20_26, 2)
 VALIDATION = (20_26, 1)
 """Seed of the scenes that settings are chosen on."""
 
-KINDS = ("colour", "shape", "background")
-GOOD_IOU = 0.8
 BATCH = 25
 
 Table = dict[str, figures.Figure]
 
 
-def default_methods(fraction: float = 1.0, guidance: float = 3.0) -> tuple[Method, ...]:
-    """The methods of the published table, all at the same guidance."""
-    return (
-        Method("no replacement", guidance=guidance),
-        Method("cross-attention", cross_layers=ALL_LAYERS, fraction=fraction, guidance=guidance),
-        Method("both", ALL_LAYERS, ALL_LAYERS, fraction, guidance),
-        Method("self-attention (FPE)", ALL_LAYERS, (), fraction, guidance),
-        Method("self-attention, reused", ALL_LAYERS, (), fraction, guidance, reuse=True),
-    )
+def default_methods(fraction: float = 1.0, guidance: float = 3.0) -> dict[str, Method]:
+    """The methods of the published table by short name, all at the same guidance."""
+    none: tuple[int, ...] = ()
+    return {
+        "none": Method("no replacement", guidance=guidance),
+        "cross": Method("cross-attention", none, ALL_LAYERS, fraction, guidance),
+        "both": Method("self- and cross-attention", ALL_LAYERS, ALL_LAYERS, fraction, guidance),
+        "self": Method("self-attention (FPE)", ALL_LAYERS, none, fraction, guidance),
+        "reused": Method("self-attention of the inversion", ALL_LAYERS, none, fraction, guidance, reuse=True),
+    }
+
+
+PARTS = ("generation", "reconstruction", "none", "self", "cross", "both", "sheet")
+"""What is scored by default; "reused" is an approximation that PyTorch alone has."""
 
 
 def edited_scene(scene: world.Scene, kind: str, rng: np.random.Generator) -> world.Scene:
@@ -103,74 +108,6 @@ def score_reconstruction(editing: Editing, scenes: Sequence[world.Scene], steps:
     }
 
 
-@dataclasses.dataclass(frozen=True)
-class Verdict:
-    """What the oracle says about one edit.
-
-    Attributes:
-        reached: the target attribute is there.
-        kept: the two other attributes are the source's.
-        iou: overlap of the edited object with the target scene's object (which for colour and
-            background edits is the source's).
-        unchanged: PSNR in dB over the pixels that the edit should not touch.
-    """
-
-    reached: bool
-    kept: bool
-    iou: float
-    unchanged: float
-
-    @property
-    def right(self) -> bool:
-        """Target reached, the rest kept, object in its place."""
-        return self.reached and self.kept and self.iou >= GOOD_IOU
-
-
-def judge(
-    kind: str,
-    source: world.Scene,
-    target: world.Scene,
-    before: world.ByteArray,
-    after: world.ByteArray,
-) -> Verdict:
-    """Judges one edit of a picture by the parameters of source and target scene.
-
-    For colour edits the colour is measured inside the source's mask; for shape edits the overlap
-    is with the target's shape at the source's place and size.
-    """
-    found = oracle.measure(after)
-    old, new = oracle.true_mask(source), oracle.true_mask(target)
-    colour = oracle.colour_inside(after, new) if kind != "shape" else found.colour
-    checks = {
-        "colour": colour == target.colour,
-        "shape": found.shape == target.shape,
-        "background": found.background == target.background,
-    }
-    others = [checks[other] for other in KINDS if other != kind]
-    # Edges are blurred by the autoencoder: keep two pixels away from them.
-    inside = old & _eroded(old)
-    outside = ~(_grown(old) | _grown(new))
-    untouched = inside if kind == "background" else outside
-    return Verdict(
-        reached=checks[kind],
-        kept=all(others),
-        iou=oracle.iou(found.mask, new),
-        unchanged=oracle.psnr(before, after, untouched),
-    )
-
-
-def _grown(mask: oracle.Mask, by: int = 2) -> oracle.Mask:
-    out = mask.copy()
-    for _ in range(by):
-        padded = np.pad(out, 1)
-        out = out | padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
-    return out
-
-
-def _eroded(mask: oracle.Mask, by: int = 2) -> oracle.Mask:
-    return ~_grown(~mask, by)
-
-
 def score_edits(
     editing: Editing,
     scenes: Sequence[world.Scene],
@@ -227,23 +164,24 @@ def markdown(rows: dict[str, Table]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def score_all(
-    editing: Editing,
-    scenes: Sequence[world.Scene],
-    steps: int,
-    methods: Sequence[Method],
-    guidance: float,
-) -> tuple[dict[str, dict[str, Table]], str]:
-    """Every figure, by section and row, and the same as Markdown."""
-    sections: dict[str, dict[str, Table]] = {
-        "Generation": {f"guidance {guidance:g}": score_generation(editing, scenes, steps, guidance)},
-        "Reconstruction": {"empty prompt": score_reconstruction(editing, scenes, steps)},
-    }
-    for method in methods:
-        for kind, table in score_edits(editing, scenes, steps, method).items():
-            sections.setdefault(f"Edits of {kind}", {})[method.name] = table
-    text = "\n".join(f"### {name}\n\n{markdown(rows)}" for name, rows in sections.items())
-    return sections, text
+def keep(out: pathlib.Path, section: str, row: str, steps: int, table: Table) -> None:
+    """Writes one row's figures to a file of its own, so that several processes can share work."""
+    name = re.sub(r"[^a-z0-9]+", "-", f"{section} {row} {steps}".lower()).strip("-")
+    figures_of = {column: dataclasses.asdict(figure) for column, figure in table.items()}
+    entry = {"section": section, "row": row, "steps": steps, "figures": figures_of}
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{name}.json").write_text(json.dumps(entry, indent=1) + "\n", encoding="utf-8")
+
+
+def gather(out: pathlib.Path) -> str:
+    """All rows that were kept, as Markdown."""
+    sections: dict[str, dict[str, Table]] = {}
+    for path in sorted(out.glob("*.json")):
+        entry = json.loads(path.read_text(encoding="utf-8"))
+        table = {name: figures.Figure(**values) for name, values in entry["figures"].items()}
+        row = f"{entry['row']}, {entry['steps']} steps"
+        sections.setdefault(entry["section"], {})[row] = table
+    return "\n".join(f"### {name}\n\n{markdown(rows)}" for name, rows in sections.items())
 
 
 def main() -> None:
@@ -252,51 +190,47 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=pathlib.Path, help="score it in PyTorch")
     parser.add_argument("--bundle", help='score this bundle ("demo": the shipped) by the runtime')
     parser.add_argument("--out", type=pathlib.Path, required=True)
+    parser.add_argument("--parts", default=",".join(PARTS), help="some of: %(default)s")
+    parser.add_argument("--kinds", default=",".join(KINDS), help="of edits: %(default)s")
     parser.add_argument("--scenes", type=int, default=200)
-    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--fraction", type=float, default=1.0)
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--validation", action="store_true", help="not the held-out scenes")
     options = parser.parse_args()
-    start = time.time()
     editing: Editing
     if options.checkpoint:
         torch.set_num_threads(options.threads)
+        torch.set_flush_denormal(True)
         editing = TorchEditing.open(options.checkpoint)
     else:
         # Here, since training scores itself without the package.
         from benchmarks.embedded.runtime_editing import RuntimeEditing
 
         editing = RuntimeEditing.open(options.bundle or "demo", threads=options.threads)
-    seed = VALIDATION if options.validation else HELD_OUT
-    scenes = world.sample_scenes(options.scenes, seed)
-    methods = [
-        method
-        for method in default_methods(options.fraction, options.guidance)
-        if options.checkpoint or not method.reuse
-    ]
-    sections, text = score_all(editing, scenes, options.steps, methods, options.guidance)
-    plain = {
-        section: {
-            row: {column: dataclasses.asdict(figure) for column, figure in table.items()} for row, table in rows.items()
-        }
-        for section, rows in sections.items()
-    }
-    settings = {
-        "scenes": options.scenes,
-        "seed": list(seed),
-        "steps": options.steps,
-        "methods": [dataclasses.asdict(method) for method in methods],
-        "seconds": round(time.time() - start),
-    }
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "scores.json").write_text(
-        json.dumps({"settings": settings, "figures": plain}, indent=1) + "\n", encoding="utf-8"
-    )
-    (options.out / "scores.md").write_text(text, encoding="utf-8")
-    pictures = sheet.edits(editing, scenes[:8], options.steps, methods)
-    pictures.save(options.out / "sheet.png")
+    scenes = world.sample_scenes(options.scenes, VALIDATION if options.validation else HELD_OUT)
+    steps, guidance, kinds = options.steps, options.guidance, options.kinds.split(",")
+    methods = default_methods(options.fraction, guidance)
+    for part in options.parts.split(","):
+        if part == "generation":
+            made = score_generation(editing, scenes, steps, guidance)
+            keep(options.out, "Generation", f"guidance {guidance:g}", steps, made)
+        elif part == "reconstruction":
+            back = score_reconstruction(editing, scenes, steps)
+            keep(options.out, "Reconstruction", "empty prompt", steps, back)
+        elif part == "sheet":
+            chosen = [m for name, m in methods.items() if options.checkpoint or name != "reused"]
+            options.out.mkdir(parents=True, exist_ok=True)
+            sheet.edits(editing, scenes[:8], steps, chosen).save(options.out / "sheet.png")
+        else:
+            method = methods[part]
+            row = f"{method.name}, guidance {method.guidance:g}"
+            if method.fraction:
+                row += f", fraction {method.fraction:g}"
+            for kind, table in score_edits(editing, scenes, steps, method, kinds).items():
+                keep(options.out, f"Edits of {kind}", row, steps, table)
+    (options.out / "scores.md").write_text(gather(options.out), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -39,7 +39,8 @@ def edits(editing: Editing, scenes: Sequence[world.Scene], steps: int, methods: 
 
     Below them shape and background edits by the last method but one (the exact one).
     """
-    from benchmarks.embedded.score import KINDS, edited_scene
+    from benchmarks.embedded.score import edited_scene
+    from benchmarks.embedded.verdict import KINDS
 
     images = world.render(scenes)
     rng = np.random.default_rng(0)

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from benchmarks.embedded import oracle, score, world
+from benchmarks.embedded import oracle, score, verdict, world
 
 SCENES = world.sample_scenes(300, 314)
 
@@ -27,7 +27,7 @@ def test_fresh_scenes(measured: list[oracle.Measurement]) -> None:
     assert min(overlaps) > 0.95
 
 
-@pytest.mark.parametrize("kind", score.KINDS)
+@pytest.mark.parametrize("kind", verdict.KINDS)
 def test_wrong_attribute_is_seen(kind: str, measured: list[oracle.Measurement]) -> None:
     """No scene passes for one that differs in one attribute."""
     rng = np.random.default_rng(1)
@@ -36,29 +36,29 @@ def test_wrong_attribute_is_seen(kind: str, measured: list[oracle.Measurement]) 
         assert getattr(found, kind) != getattr(other, kind)
 
 
-@pytest.mark.parametrize("kind", score.KINDS)
+@pytest.mark.parametrize("kind", verdict.KINDS)
 def test_edits_are_judged(kind: str) -> None:
     """A perfect edit passes; no edit, and a perfect edit of something else, fail."""
     rng = np.random.default_rng(2)
     for scene in SCENES[:40]:
         target = score.edited_scene(scene, kind, rng)
         before, after = world.render([scene, target])
-        perfect = score.judge(kind, scene, target, before, after)
+        perfect = verdict.judge(kind, scene, target, before, after)
         assert perfect.right
         assert perfect.unchanged > 25
-        assert not score.judge(kind, scene, target, before, before).reached
-        wrong_kind = score.KINDS[(score.KINDS.index(kind) + 1) % 3]
+        assert not verdict.judge(kind, scene, target, before, before).reached
+        wrong_kind = verdict.KINDS[(verdict.KINDS.index(kind) + 1) % 3]
         spoiled = score.edited_scene(target, wrong_kind, rng)
-        assert not score.judge(kind, scene, target, before, world.render([spoiled])[0]).right
+        assert not verdict.judge(kind, scene, target, before, world.render([spoiled])[0]).right
 
 
 def test_moved_object_fails() -> None:
     scene = dataclasses.replace(SCENES[0], colour="red", background="gray", x=28.0, radius=14.0)
     target = dataclasses.replace(scene, colour="blue")
     before, moved = world.render([scene, dataclasses.replace(target, x=36.0)])
-    verdict = score.judge("colour", scene, target, before, moved)
-    assert verdict.iou < score.GOOD_IOU
-    assert not verdict.right
+    moved_verdict = verdict.judge("colour", scene, target, before, moved)
+    assert moved_verdict.iou < verdict.GOOD_IOU
+    assert not moved_verdict.right
 
 
 def test_junk_has_no_name() -> None:
