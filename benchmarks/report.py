@@ -36,7 +36,7 @@ def write_report(results: Results) -> str:
         "Written by `make bench` (`python -m benchmarks.run`); the data are in `results/cpu.json`.",
         "",
         f"{machine['processor']}, {machine['cores']} cores, {machine['memory']}, {machine['system']}; {versions}. "
-        f"{settings['threads']} threads, {settings['steps']} steps, float32, the embedded model's architecture with "
+        f"{settings['threads']} threads, {settings['steps']} steps, float32, the embedded model with "
         f"{settings['weights']} weights. Load average, this suite included, between {min(load):.1f} and "
         f"{max(load):.1f} at the start and end of the parts. {busy}",
         "",
@@ -64,8 +64,9 @@ def _contest(part: Results) -> list[str]:
         "one that is not counted. A ratio is taken within a round. All start from pixels and end in pixels, and the "
         "final latents of contenders that do the same work are compared (last line). The literal reference "
         "materialises every attention map, 300 rows; `torch: same plan` "
-        "executes freeprompt's plan of 190 rows, row for row, in PyTorch with "
-        "`scaled_dot_product_attention`, so that the engine alone differs.",
+        "executes freeprompt's one-engine plan, row for row, in PyTorch with "
+        "`scaled_dot_product_attention`, so that the engine alone differs. CPU time counts every thread, those that "
+        "spin while they wait too.",
         "",
         "| times faster | median | least - most | spread (MAD) | by CPU time | by rows alone | goal (stretch) |",
         "| --- | --- | --- | --- | --- | --- | --- |",

@@ -2,9 +2,8 @@
 
     python -m benchmarks.run [--checkpoint FOLDER] [--bundle B] [--threads N] [--rounds N] [--only PART ...]
 
-Writes benchmarks/results/cpu.json, plots beside it, and benchmarks/REPORT.md. Without a checkpoint the embedded model's
-architecture gets random weights: what is measured does not depend on their values (quality does, and is read from the
-embedded model's own scores).
+Writes benchmarks/results/cpu.json, plots beside it, and benchmarks/REPORT.md. The checkpoint is the embedded model's
+where it is there; else its architecture gets random weights, since times do not depend on their values.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from typing import Any, Callable
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 BUILD = ROOT / "build" / "bench"
+TRAINED = ROOT / "benchmarks" / "embedded" / "checkpoint"
 PARTS = ("contest", "rows", "scaling", "cold", "memory", "soak", "timeline")
 
 
@@ -125,7 +125,7 @@ def save(results: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, help="a diffusers folder (default: random weights)")
+    parser.add_argument("--checkpoint", type=Path, help="a diffusers folder (default: the embedded model)")
     parser.add_argument("--bundle", type=Path, help="its bundle, if there is one; without --checkpoint: no peers")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--steps", type=int, default=50)
@@ -146,9 +146,12 @@ def main() -> None:
     if options.only == ["report"]:
         save(results)
         return
-    checkpoint = options.checkpoint or (None if options.bundle else random_checkpoint())
-    bundle = options.bundle or export(checkpoint or random_checkpoint())
-    weights = "random" if options.checkpoint is None and options.bundle is None else "trained"
+    checkpoint, bundle, weights = options.checkpoint, options.bundle, "trained"
+    if checkpoint is None and bundle is None:
+        trained = (TRAINED / "model_index.json").exists()
+        checkpoint, weights = (TRAINED, "trained") if trained else (random_checkpoint(), "random")
+    if bundle is None:
+        bundle = export(checkpoint)
     results |= {
         "machine": machine(),
         "versions": versions(),
