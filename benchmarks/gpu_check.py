@@ -60,9 +60,10 @@ class Check:
 
     def export(self) -> None:
         """A checkpoint with random weights and the bundle made from it, in half precision."""
-        from freeprompt.export.exporter import ExportSettings, export_checkpoint
 
         def run() -> dict[str, Any]:
+            from freeprompt.export.exporter import ExportSettings, export_checkpoint
+
             start = time.perf_counter()
             if not (self.checkpoint / "model_index.json").exists():
                 self._save_checkpoint()
