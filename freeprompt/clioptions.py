@@ -37,7 +37,13 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         metavar="B",
         help="the bundle's folder (default: demo, the built-in one)",
     )
-    parser.add_argument("--backend", default="auto", metavar="B", help="auto, cpu or cuda (default: auto)")
+    parser.add_argument(
+        "--backend",
+        default="auto",
+        metavar="B",
+        help="cpu, cuda, ort-tensorrt, tensorrt, or auto: the fastest that works here (default: auto; see "
+        "freeprompt doctor)",
+    )
     parser.add_argument(
         "--threads",
         type=positive_integer,

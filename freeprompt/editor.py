@@ -106,7 +106,7 @@ class Editor:
             UsageError: unknown backend.
         """
         opened = Bundle.open(demo_bundle() if str(bundle) == DEMO else bundle, verify)
-        made = create_backend(backend, threads) if isinstance(backend, str) else backend
+        made = create_backend(backend, threads, opened) if isinstance(backend, str) else backend
         return cls(opened, made, limits)
 
     @property
