@@ -74,4 +74,4 @@ def slowest_imports(code: str, count: int = 10) -> list[dict[str, Any]]:
         own, _, rest = line.removeprefix("import time:").partition("|")
         if own.strip().isdigit():
             found.append({"module": rest.partition("|")[2].strip(), "ms": int(own) / 1e3})
-    return sorted(found, key=lambda each: -float(each["ms"]))[:count]
+    return sorted(found, key=lambda each: -float(str(each["ms"])))[:count]

@@ -14,6 +14,7 @@ This file and what the TensorRT parts import run under Python 3.9 without PyTorc
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 import time
@@ -176,7 +177,7 @@ class Check:
         wanted.append(("step", (1, 2, 3), MEMORY))
         for graph, rows, profile in wanted:
             label = f"{graph}, rows {','.join(map(str, rows))}, {profile}"
-            results.once(label, lambda g=graph, r=rows, p=profile: build(g, r, p))
+            results.once(label, functools.partial(build, graph, rows, profile))
 
     def tensorrt(self) -> None:
         self._measure("tensorrt", lambda: _tensorrt(cuda_graphs=True))

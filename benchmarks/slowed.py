@@ -72,7 +72,7 @@ def main() -> None:
     for name, slowed in RUNS.items():
         editor = Editor.load(arguments.bundle, "cpu", threads=1)
         graphs = editor.pipeline.graphs
-        graphs.backend = SlowBackend(graphs.backend, slowed * arguments.part)  # type: ignore[assignment]
+        graphs.backend = SlowBackend(graphs.backend, slowed * arguments.part)
         benches[name] = Bench(editor, BenchSettings(arguments.edits, arguments.steps, prompts=2))
         benches[name].warm_up()
     for _ in range(arguments.edits):

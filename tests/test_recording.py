@@ -250,3 +250,9 @@ def survives(path: Path, data: bytes, original: Inversion) -> bool:
             for name, array in want.items():
                 np.testing.assert_array_equal(mine[name].numpy(), array.numpy())
     return True
+
+
+def test_record_batch_is_what_engines_are_built_for() -> None:
+    from freeprompt.engines.tensorrt_profile import DEFAULT_RECORD_ROWS
+
+    assert DEFAULT_RECORD_ROWS == recording.BATCH

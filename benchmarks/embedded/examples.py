@@ -1,6 +1,6 @@
 """The pictures that freeprompt ships: the first scenes of a seed, not the prettiest.
 
-    python -m benchmarks.embedded.examples
+python -m benchmarks.embedded.examples
 """
 
 from __future__ import annotations

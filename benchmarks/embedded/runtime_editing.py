@@ -36,7 +36,7 @@ class RuntimeEditing:
         pictures = []
         for seed, prompt in enumerate(prompts):
             made = self.editor.generate(prompt, seed=seed, steps=steps, guidance=guidance)
-            pictures += self.editor.decode(made.levels[0])
+            pictures += self.editor.decode(made.trajectory[0])
         return _stack(pictures)
 
     def reconstruct(self, images: world.ByteArray, steps: int) -> world.ByteArray:

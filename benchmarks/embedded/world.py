@@ -145,7 +145,8 @@ def signed_distance(shape: str, x: FloatArray, y: FloatArray, radius: Union[Floa
         corner_x = inner * np.float32(np.cos(np.pi / 5))
         corner_y = inner * np.float32(np.sin(np.pi / 5))
         norm = np.hypot(outer - corner_x, corner_y)
-        return ((along - outer * radius) * (corner_y / norm) + across * ((outer - corner_x) / norm)).astype(np.float32)
+        edge: FloatArray = (along - outer * radius) * (corner_y / norm) + across * ((outer - corner_x) / norm)
+        return edge.astype(np.float32)
     elif shape == "heart":
         # A square standing on its corner, with a half circle on each of its upper sides.
         side = np.float32(0.72) * radius

@@ -73,7 +73,7 @@ class TorchSession:
         if self._graph == "step":
             values.append(())
         if self._clones:
-            torch.compiler.cudagraph_mark_step_begin()
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         result = self._run(*values)
         outputs = result if isinstance(result, tuple) else (result,)
         named = zip(self._spec.outputs, outputs)
@@ -175,10 +175,10 @@ def matrix_peak(device: str) -> float:
     b = torch.randn(size, size, device=device, dtype=torch.float16)
     times = []
     for _ in range(20):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         start.record()
         a @ b
         end.record()
         torch.cuda.synchronize()
-        times.append(start.elapsed_time(end) / 1e3)
+        times.append(float(start.elapsed_time(end)) / 1e3)
     return 2.0 * size**3 / sorted(times)[len(times) // 2]
