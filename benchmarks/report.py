@@ -61,7 +61,7 @@ def _contest(part: Results) -> list[str]:
         "## Against peers",
         "",
         "All alternate in one process on the same threads, in rounds whose order is reversed every other time, after "
-        "one that is not counted. A ratio is taken within a round. All start from pixels and end in pixels, and the "
+        "a warm-up. A ratio is taken within a round. All start from pixels and end in pixels, and the "
         "final latents of contenders that do the same work are compared (last line). The literal reference "
         "materialises every attention map, 300 rows; `torch: same plan` "
         "executes freeprompt's one-engine plan, row for row, in PyTorch with "

@@ -79,7 +79,10 @@ def measure(checkpoint: Path | None, bundle: Path, options: argparse.Namespace, 
 
         assert checkpoint is not None
         torch.set_num_threads(threads)
-        entered = contenders(checkpoint, Editor.load(bundle, "cpu", threads=threads), steps)
+        editor = Editor.load(bundle, "cpu", threads=threads)
+        for each in contenders(checkpoint, editor, 2):
+            each.run()  # few steps warm up as well as many
+        entered = contenders(checkpoint, editor, steps)
         return {"torch": torch.__version__, "rounds": options.rounds, **contest(entered, options.rounds, note)}
 
     def timeline() -> dict[str, Any]:
