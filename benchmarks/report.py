@@ -36,7 +36,7 @@ def write_report(results: Results) -> str:
         "Written by `make bench` (`python -m benchmarks.run`); the data are in `results/cpu.json`.",
         "",
         f"{machine['processor']}, {machine['cores']} cores, {machine['memory']}, {machine['system']}; {versions}. "
-        f"{settings['threads']} threads, {settings['steps']} steps, float32, the embedded model with "
+        f"float32, the embedded model with "
         f"{settings['weights']} weights. Load average, this suite included, between {min(load):.1f} and "
         f"{max(load):.1f} at the start and end of the parts. {busy}",
         "",
@@ -51,7 +51,14 @@ def write_report(results: Results) -> str:
         ("timeline", _timeline),
     ):
         if name in parts:
-            lines += [*write(parts[name]), ""]
+            part = {**settings, **results["parts"][name]}
+            lines += [
+                *write(parts[name]),
+                "",
+                f"*{part['when']}: {part['threads']} threads, {part['steps']} steps where "
+                f"nothing else is said; load {part['load_before']:.1f} before, {part['load_after']:.1f} after.*",
+                "",
+            ]
     lines += [*_quality(), *_full_size()]
     return "\n".join(lines).rstrip() + "\n"
 

@@ -110,6 +110,8 @@ def measure(checkpoint: Path | None, bundle: Path, options: argparse.Namespace, 
         results["parts"][name] = {
             "result": parts[name](),
             "seconds": time.perf_counter() - start,
+            "steps": steps,
+            "threads": threads,
             "load_before": load,
             "load_after": os.getloadavg()[0],
             "when": time.strftime("%Y-%m-%d %H:%M"),
