@@ -8,8 +8,8 @@ latents and in the network's output:
 
 Noise *levels* number the states: level 0 is the clean latent, level ``steps`` the noisiest. Level n is the state
 *after* the U-Net at ``timesteps[n - 1]`` has been applied while inverting; the U-Net always runs at the timestep of
-the higher of the two levels it connects, also while inverting (Free-Prompt-Editing's public code does this;
-diffusers' DDIMInverseScheduler numbers its steps otherwise, see ARCHITECTURE.md).
+the higher of the two levels it connects, also while inverting (Free-Prompt-Editing's public code does this,
+and so does a plain loop over diffusers' DDIMInverseScheduler).
 """
 
 from __future__ import annotations
