@@ -70,7 +70,8 @@ def _contest(part: Results) -> list[str]:
         "All alternate in one process on the same threads, in rounds whose order is reversed every other time, after "
         "a warm-up. A ratio is taken within a round. All start from pixels and end in pixels, and the "
         "final latents of contenders that do the same work are compared (last line). The literal reference "
-        "materialises every attention map, 300 rows; `torch: same plan` "
+        "materialises every attention map, six rows a step (300 at 50). The goals are for 50 steps on two threads. "
+        "`torch: same plan` "
         "executes freeprompt's one-engine plan, row for row, in PyTorch with "
         "`scaled_dot_product_attention`, so that the engine alone differs. CPU time counts every thread, those that "
         "spin while they wait too.",
