@@ -78,7 +78,7 @@ def test_junk_has_no_name() -> None:
     half[16:48, 16:32] = world.COLOURS["red"]
     half[16:48, 32:48] = world.COLOURS["blue"]
     mask = np.zeros((64, 64), np.bool_)
-    mask[16:48, 16:44] = True
+    mask[16:48, 16:36] = True
     assert oracle.colour_inside(half, mask) == "red"
     mask[16:48, 16:48] = True
     # Nor has an object of two colours, though their mean may have one.
