@@ -41,7 +41,8 @@ def measure(work: Path, profile: str) -> dict[str, Any]:
         print(f"{name}: {times[name]} s, peak memory {peak_gigabytes():.1f} GB", flush=True)
 
     start = time.perf_counter()
-    save_random_checkpoint(work / "checkpoint")
+    if not (work / "checkpoint" / "model_index.json").exists():  # kept by --work
+        save_random_checkpoint(work / "checkpoint")
     timed("random checkpoint", start)
     start = time.perf_counter()
     settings = ExportSettings(precision="float16", profile=profile)
