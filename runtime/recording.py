@@ -30,8 +30,8 @@ NONE = "none"  # not recorded: a source row in every step that replaces
 FROM_INVERSION = "inversion"  # taken while inverting, one level too clean: approximate
 MODES = (AUTO, EXACT, NONE, FROM_INVERSION)
 
-# Source rows in one evaluation. Beyond a few rows a batch gains nothing (benchmarks/NOTES.md), while each step that
-# reads one row of a pass is given the whole pass.
+# Source rows in one evaluation. On the embedded model, one CPU thread, a row takes 21.3 ms alone, 20.4 in a batch of 2,
+# 17.4 of 4, 15.7 of 8 (medians of 6); but each step that reads one row of a pass is given the whole pass.
 BATCH = 4
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from freeprompt import Editor, Inversion
 from freeprompt.engines.select import create_backend
 from freeprompt.errors import InversionError, UsageError
+from freeprompt.manifest import LayerSpec
 from freeprompt.runtime import recording
 from freeprompt.runtime.pipeline import Limits
 from tests.counting import CountingBackend
@@ -250,6 +252,19 @@ def survives(path: Path, data: bytes, original: Inversion) -> bool:
             for name, array in want.items():
                 np.testing.assert_array_equal(mine[name].numpy(), array.numpy())
     return True
+
+
+def test_record_bytes_at_stable_diffusion_15s_size(editor: Editor) -> None:
+    """Half of what q and k would take (20 MB, shared/design.md, 2): one tensor of C channels a layer."""
+    shapes = [(4096, 320, 0)] * 2 + [(1024, 640, 1)] * 2 + [(256, 1280, 2)] * 2 + [(64, 1280, 3)]
+    shapes += [(256, 1280, 2)] * 3 + [(1024, 640, 1)] * 3 + [(4096, 320, 0)] * 3
+    layers = tuple(
+        LayerSpec(n, f"layer {n}", level, tokens, 8, channels, 3 <= n <= 13, 3 <= n <= 13)
+        for n, (tokens, channels, level) in enumerate(shapes, 1)
+    )
+    manifest = replace(editor.manifest, layers=layers, precision="float16")
+    expected = 2 * (5 * 1024 * 640 + 5 * 256 * 1280 + 64 * 1280)
+    assert recording.row_bytes(manifest, 64, 64) == expected == 9_994_240
 
 
 def test_record_batch_is_what_engines_are_built_for() -> None:
