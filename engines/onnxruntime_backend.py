@@ -182,7 +182,8 @@ def check_available(name: str) -> None:
     """Raises BackendError if the installed onnxruntime lacks the provider of that name."""
     if name not in available():
         raise BackendError(
-            f"backend {name!r} is not there: the installed onnxruntime {ort.__version__} has no {PROVIDERS.get(name, name)}; "
+            f"backend {name!r} is not there: the installed onnxruntime {ort.__version__} has no "
+            f"{PROVIDERS.get(name, name)}; "
             f"it has {', '.join(ort.get_available_providers())}. "
             "For CUDA install onnxruntime-gpu instead of onnxruntime"
         )
