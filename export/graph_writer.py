@@ -1,0 +1,95 @@
+"""Graphs as files of a bundle, each compared with what it came from."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any, Callable
+
+import onnx_ir as ir
+from torch import nn
+
+from freeprompt.errors import ExportError, OutputError
+from freeprompt.export.onnx_graph import module_to_onnx
+from freeprompt.export.parity import THRESHOLDS, graph_to_parity
+from freeprompt.export.settings import ExportSettings, Progress
+from freeprompt.export.signatures import Signature
+from freeprompt.manifest import GraphSpec
+
+Cases = list[tuple[str, tuple[Any, ...]]]
+
+
+class GraphWriter:
+    """The folder that fills with graphs, and what is known of each.
+
+    Attributes:
+        graphs: name -> what the manifest says of it.
+    """
+
+    def __init__(self, folder: Path, settings: ExportSettings, progress: Progress) -> None:
+        self.folder, self.settings, self.progress = folder, settings, progress
+        self.graphs: dict[str, GraphSpec] = {}
+
+    def trace(
+        self,
+        name: str,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        dynamic_shapes: tuple[Any, ...],
+        inputs: list[str],
+        outputs: list[str],
+    ) -> ir.Model:
+        """``module`` in the settings' precision as an ONNX model.
+
+        Raises:
+            ExportError: it cannot be traced.
+        """
+        precise = _to_precision(module, self.settings)
+        return module_to_onnx(precise, args, dynamic_shapes, inputs, outputs, self.settings.opset, name)
+
+    def save(self, model: ir.Model, name: str, weights: str) -> None:
+        """Write the graph ``name`` and its weights.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        try:
+            # Aligned to pages, so that a runtime may map the file instead of reading it.
+            ir.save(model, self.folder / f"{name}.onnx", external_data=weights, alignment=4096)
+        except OSError as error:
+            raise OutputError(f"cannot write graph {name}: {error.strerror or error}") from error
+
+    def cut(self, traced: str, name: str, cut: Callable[[ir.Model], None]) -> None:
+        """Write the graph ``name``, cut from the written graph ``traced``; they share its weights."""
+        model = ir.load(self.folder / f"{traced}.onnx")
+        cut(model)
+        ir.save(model, self.folder / f"{name}.onnx")
+
+    def register(
+        self, name: str, reference: nn.Module, cases: Cases, names: list[str], outputs: slice, signature: Signature
+    ) -> None:
+        """Compare the written graph with ``reference`` in float32.
+
+        Args:
+            name: of the graph.
+            reference, cases, names, outputs: as ``graph_to_parity`` takes them.
+            signature: of the graph.
+
+        Raises:
+            ExportError: it does not agree.
+        """
+        path = self.folder / f"{name}.onnx"
+        precision = self.settings.precision
+        parity = graph_to_parity(name, path, reference, cases, tuple(names), outputs, precision)
+        worst = max(p.relative_l2 for p in parity)
+        self.progress(f"graph {name}: agrees with torch to {worst:.1e}")
+        if {s.name for s in signature[0]} - set(names):
+            raise ExportError(f"graph {name} has inputs that were not traced")
+        self.graphs[name] = GraphSpec(path.name, signature[0], signature[1], parity, THRESHOLDS[precision])
+
+
+def _to_precision(module: nn.Module, settings: ExportSettings) -> nn.Module:
+    """The module as it is traced; a copy where the weights are halved, since parity needs the original."""
+    if settings.precision == "float32":
+        return module.eval()
+    return copy.deepcopy(module).half().eval()

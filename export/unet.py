@@ -1,0 +1,105 @@
+"""The graphs of the U-Net: traced once, then cut."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from diffusers import UNet2DConditionModel
+
+from freeprompt.export import variants
+from freeprompt.export.cases import Routes, StepCase, step_cases
+from freeprompt.export.graph_writer import GraphWriter
+from freeprompt.export.layers import Architecture, set_routed_attention
+from freeprompt.export.signatures import (
+    Signature,
+    record_name,
+    record_signature,
+    record_tensors,
+    step_signature,
+)
+from freeprompt.export.stage_graphs import StepGraph
+from freeprompt.manifest import DataType, LatentSpec, TextSpec
+
+TRACED = "traced"
+WEIGHTS = "unet.weights"
+
+
+class UnetExport:
+    """One U-Net on its way into a bundle."""
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        architecture: Architecture,
+        latents: LatentSpec,
+        text: TextSpec,
+        writer: GraphWriter,
+    ) -> None:
+        self.architecture, self.latents, self.text, self.writer = architecture, latents, text, writer
+        self.recordable = tuple(layer.number for layer in architecture.layers if layer.recordable)
+        set_routed_attention(unet, architecture)
+        self.module = StepGraph(unet, self.recordable)
+        self.step = step_signature(latents, text, len(architecture.layers), len(architecture.cross_layers))
+        dtype: DataType = writer.settings.precision
+        self.rows_in = record_tensors(architecture.layers, "record_rows", dtype)
+        self.record = record_signature(latents, text, architecture.layers, dtype)
+        self.names = [spec.name for spec in (*self.step[0], *self.rows_in)]
+
+    def write(self) -> None:
+        """Write every graph that the architecture's recordable layers allow.
+
+        Raises:
+            ExportError: a graph cannot be exported or does not agree with the model.
+        """
+        self._trace()
+        self.writer.progress("graph step")
+        self.writer.cut(TRACED, "step", variants.to_step)
+        self._register("step", "own", self.step)
+        if self.recordable:
+            self._write_recording()
+        for name in ("step", "step_recorded", "step_recording"):
+            self._count_macs(name, self.architecture.macs)
+        if self.recordable:
+            self._count_macs("record", self.architecture.macs_before[self.recordable[-1] - 1])
+        (self.writer.folder / f"{TRACED}.onnx").unlink()
+
+    def _trace(self) -> None:
+        self.writer.progress("graph step: tracing the U-Net")
+        first = self._cases("recorded")[0]
+        outputs = [self.step[1][0].name, *(_hidden_name(number) for number in self.recordable)]
+        model = self.writer.trace("step", self.module, first.args, first.dynamic_shapes, self.names, outputs)
+        self.writer.save(model, TRACED, WEIGHTS)
+
+    def _write_recording(self) -> None:
+        (step_in, step_out), (_, record_out) = self.step, self.record
+        renamed = {_hidden_name(number): record_name(number) for number in self.recordable}
+        self.writer.progress("graph step_recorded")
+        self.writer.cut(TRACED, "step_recorded", variants.to_step_recorded)
+        self._register("step_recorded", "recorded", ((*step_in, *self.rows_in), step_out))
+        self.writer.progress("graph step_recording")
+        self.writer.cut(TRACED, "step_recording", lambda model: variants.to_step_recording(model, renamed))
+        self._register("step_recording", "own", (step_in, (*step_out, *record_out)))
+        self.writer.progress("graph record")
+        self.writer.cut(TRACED, "record", lambda model: variants.to_record(model, renamed))
+        self._register("record", "none", self.record)
+
+    def _cases(self, routes: Routes) -> list[StepCase]:
+        cases = step_cases(self.latents, self.text, self.architecture, routes)
+        if self.writer.settings.precision == "float32":
+            return cases
+        return [replace(c, records=tuple(r.half() for r in c.records)) for c in cases]
+
+    def _register(self, name: str, routes: Routes, signature: Signature) -> None:
+        cases = [(case.shapes, case.args) for case in self._cases(routes)[1:]]
+        outputs = {"record": slice(1, None), "step_recording": slice(None)}.get(name, slice(0, 1))
+        self.writer.register(name, self.module, cases, self.names, outputs, signature)
+
+    def _count_macs(self, name: str, macs: int) -> None:
+        graphs = self.writer.graphs
+        if name in graphs:
+            graphs[name] = replace(graphs[name], macs=macs)
+
+
+def _hidden_name(layer: int) -> str:
+    """Name of a layer's hidden states as output of the traced model."""
+    return f"hidden_{layer:02d}"
