@@ -150,6 +150,7 @@ class AutoencoderTraining:
             fused=True,
         )
         self.step_count = 0
+        self.start: dict[str, str] = {}
         self.asked = self.stopping = False
 
     def step(self) -> dict[str, float]:

@@ -6,19 +6,40 @@ counter, and a run that is stopped and resumed gives bit for bit the weights of 
 
 from __future__ import annotations
 
+import hashlib
+import pathlib
 from typing import Any, Optional
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 
 from benchmarks.embedded import model, world
 from benchmarks.embedded.average import Average
 from benchmarks.embedded.replicas import Replicas
 from benchmarks.embedded.settings import TrainConfig, learning_rate
 
+WEIGHTS = {"unet": "diffusion_pytorch_model.safetensors", "text_encoder": "model.safetensors"}
+"""Where a pipeline folder keeps what is trained here, below a folder of the same name."""
+
+
+def fingerprint(folder: pathlib.Path) -> dict[str, str]:
+    """SHA-256 (hexadecimal) of the weights in a pipeline folder that a run may start from."""
+    return {part: hashlib.sha256((folder / part / name).read_bytes()).hexdigest() for part, name in WEIGHTS.items()}
+
 
 class DenoiserTraining:
-    """U-Net and text encoder, trained together on the analytic latents."""
+    """U-Net and text encoder, trained together on the analytic latents.
+
+    Args:
+        config: settings of the run.
+        sizes: of the parts.
+        device: where they are trained.
+        compiled: compile the loss.
+        replicas: this process's place among those that train together.
+        start_from: pipeline folder whose weights are the first ones (in place of random ones); the
+            optimiser starts fresh.
+    """
 
     def __init__(
         self,
@@ -28,6 +49,7 @@ class DenoiserTraining:
         *,
         compiled: bool = False,
         replicas: Optional[Replicas] = None,
+        start_from: Optional[pathlib.Path] = None,
     ) -> None:
         torch.manual_seed(config.seed)
         self.config = config
@@ -38,6 +60,12 @@ class DenoiserTraining:
         self.tokenizer = model.make_tokenizer()
         self.unet = model.make_unet(sizes).to(self.device).train()
         self.text_encoder = model.make_text_encoder(sizes, self.tokenizer).to(self.device).train()
+        self.start: dict[str, str] = {}
+        if start_from is not None:
+            self.start = fingerprint(start_from)
+            for part, module in (("unet", self.unet), ("text_encoder", self.text_encoder)):
+                # Loading copies into the parameters, so float16 weights become float32 here.
+                module.load_state_dict(load_file(start_from / part / WEIGHTS[part]))
         self.parameters = [*self.unet.parameters(), *self.text_encoder.parameters()]
         self.average = Average(self.parameters, config.ema)
         self.optimizer = torch.optim.AdamW(
@@ -115,10 +143,16 @@ class DenoiserTraining:
             "average": self.average.values,
             "optimizer": self.optimizer.state_dict(),
             "step_count": self.step_count,
+            "start": self.start,
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Takes up a state of `state`."""
+        """Takes up a state of `state`; ValueError if its run started from other weights."""
+        if state.get("start", {}) != self.start:
+            raise ValueError(
+                f"this run started from weights {state.get('start') or '(random)'}, not {self.start or '(random)'}: "
+                "give the same --start-from, or another --run"
+            )
         self.unet.load_state_dict(state["unet"])
         self.text_encoder.load_state_dict(state["text_encoder"])
         for mine, saved in zip(self.average.values, state["average"]):

@@ -2,7 +2,8 @@
 
 Started again on the same folder it goes on from the last checkpoint, and ends with bit for bit the
 weights of a run that was never stopped. `unet` also trains the text encoder; the two parts do not
-need each other (see `denoiser` and `autoencoder`) and `export` joins them into a pipeline folder.
+need each other (see `denoiser` and `autoencoder`) and `checkpoint` joins them into a pipeline folder.
+With `--start-from` the U-Net and the text encoder start from a pipeline folder's weights.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ LOG_STEPS = 50
 VAE_DEFAULTS = {"samples": 6_000, "batch": 4, "rate": 1e-3, "warmup": 200, "ema": 0.99}
 """What differs for the autoencoder, whose every sample is 64x64 pixels of supervision."""
 
+STEERABLE = ("samples", "seed", "rate", "decay", "ema", "drop", "late", "late_from", "noise_cap")
+"""Fields of `TrainConfig` that are options of the command."""
+
 
 class Training(Protocol):
     """One trainable part, as the loop sees it.
@@ -40,9 +44,11 @@ class Training(Protocol):
         step_count: steps taken.
         asked: set, at any moment, to have the run stopped.
         stopping: set by a step in which the replicas saw that one of them was asked.
+        start: SHA-256 by part of the weights that it started from; empty if they were random.
     """
 
     step_count: int
+    start: dict[str, str]
     asked: bool
     stopping: bool
 
@@ -132,11 +138,11 @@ def work(options: argparse.Namespace, rank: int, port: int) -> None:
     torch.set_num_threads(options.threads)
     torch.set_flush_denormal(True)
     options.run.mkdir(parents=True, exist_ok=True)
-    config = TrainConfig(seed=options.seed, noise_cap=options.noise_cap, late_from=options.late_from)
+    config = TrainConfig()
     if options.part == "vae":
         config = dataclasses.replace(config, **VAE_DEFAULTS)  # type: ignore[arg-type]
-    if options.samples:
-        config = dataclasses.replace(config, samples=options.samples)
+    given = {name: getattr(options, name) for name in STEERABLE if getattr(options, name) is not None}
+    config = dataclasses.replace(config, **given)
     sizes = model.ModelConfig()
     score: Optional[Callable[[], dict[str, float]]] = None
     training: Union[DenoiserTraining, AutoencoderTraining]
@@ -147,6 +153,7 @@ def work(options: argparse.Namespace, rank: int, port: int) -> None:
             options.device,
             compiled=options.compile,
             replicas=Replicas(rank, options.replicas, port),
+            start_from=options.start_from,
         )
         score = progress.Progress(training, options.run) if rank == 0 else None
     else:
@@ -160,6 +167,7 @@ def work(options: argparse.Namespace, rank: int, port: int) -> None:
         **dataclasses.asdict(config),
         "resumed_at": training.step_count * config.batch if resumed else None,
         "replicas": options.replicas,
+        "start": training.start,
         "time": round(time.time(), 1),
         "torch": torch.__version__,
     }
@@ -173,10 +181,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", choices=("unet", "vae"))
     parser.add_argument("--run", type=pathlib.Path, required=True, help="folder of the run")
-    parser.add_argument("--samples", type=int, help="samples to see in all")
-    parser.add_argument("--seed", type=int, default=TrainConfig.seed)
-    parser.add_argument("--noise-cap", type=float, default=TrainConfig.noise_cap)
-    parser.add_argument("--late-from", type=int, default=TrainConfig.late_from)
+    parser.add_argument("--start-from", type=pathlib.Path, help="pipeline folder of first weights (unet only)")
+    for name in STEERABLE:
+        kind = type(getattr(TrainConfig, name))
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help="see settings.TrainConfig")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1, help="of each replica")
     parser.add_argument("--replicas", type=int, default=1, help="processes (unet only)")
@@ -184,6 +192,8 @@ def main() -> None:
     parser.add_argument("--score-every", type=int, default=20_000, help="samples; 0 is never")
     parser.add_argument("--compile", action="store_true", help="minutes at first, then 10 % faster")
     options = parser.parse_args()
+    if options.part == "vae" and (options.start_from or options.replicas > 1):
+        parser.error("--start-from and --replicas are of unet only")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import pathlib
 from typing import Callable, Union
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 
 from benchmarks.embedded import checkpoint, figures, model, train, world
 from benchmarks.embedded.autoencoder import AutoencoderTraining
@@ -53,6 +55,58 @@ def test_resumes_exactly(kind: Callable[..., Training], tmp_path: pathlib.Path) 
     for one, two in zip(whole.average.values, second.average.values):
         assert torch.equal(one, two)
     assert not train.resume(second, tmp_path / "none.pt")
+
+
+def _pipeline_folder(folder: pathlib.Path, seed: int) -> pathlib.Path:
+    """A folder with tiny random weights in float16, as a first stage leaves it."""
+    torch.manual_seed(seed)
+    tokenizer = model.make_tokenizer()
+    model.save_pipeline(
+        folder,
+        unet=model.make_unet(SIZES).half(),
+        text_encoder=model.make_text_encoder(SIZES, tokenizer).half(),
+        tokenizer=tokenizer,
+        vae=model.make_vae(SIZES).half(),
+    )
+    return folder
+
+
+def test_second_stage_starts_from_a_folder_and_resumes_exactly(tmp_path: pathlib.Path) -> None:
+    start = _pipeline_folder(tmp_path / "start", 5)
+    pipe = StableDiffusionPipeline.from_pretrained(str(start), safety_checker=None, local_files_only=True)
+    config = dataclasses.replace(CONFIG, seed=2, drop=0.25, ema=0.999)
+    whole = DenoiserTraining(config, SIZES, start_from=start)
+    wanted = [*pipe.unet.parameters(), *pipe.text_encoder.parameters()]
+    assert len(wanted) == len(whole.parameters) == len(whole.average.values)
+    for parameter, average, given in zip(whole.parameters, whole.average.values, wanted):
+        assert parameter.dtype == torch.float32
+        assert torch.equal(parameter, given.float()) and torch.equal(average, given.float())
+    assert not whole.optimizer.state, "the optimiser starts fresh"
+    train.run(whole, config, tmp_path, "whole", 1e9)
+
+    first = DenoiserTraining(config, SIZES, start_from=start)
+    for _ in range(2):
+        first.step()
+    train.save(first, tmp_path / "part.pt")
+    second = DenoiserTraining(config, SIZES, start_from=start)
+    torch.manual_seed(123)
+    assert train.resume(second, tmp_path / "part.pt")
+    train.run(second, config, tmp_path, "part", 1e9)
+    for one, two in zip(whole.parameters, second.parameters):
+        assert torch.equal(one, two)
+    for one, two in zip(whole.average.values, second.average.values):
+        assert torch.equal(one, two)
+
+
+def test_a_run_keeps_its_starting_weights(tmp_path: pathlib.Path) -> None:
+    start = _pipeline_folder(tmp_path / "start", 5)
+    training = DenoiserTraining(CONFIG, SIZES, start_from=start)
+    file = start / "unet" / "diffusion_pytorch_model.safetensors"
+    assert training.start["unet"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    train.save(training, tmp_path / "unet.pt")
+    for other in (None, _pipeline_folder(tmp_path / "other", 6)):
+        with pytest.raises(ValueError, match="--start-from"):
+            train.resume(DenoiserTraining(CONFIG, SIZES, start_from=other), tmp_path / "unet.pt")
 
 
 def test_stops_when_told(tmp_path: pathlib.Path) -> None:
