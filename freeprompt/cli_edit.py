@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from freeprompt import cliguard, clioptions, clioutput
+from freeprompt import cliguard, clioptions, clioutput, defaults
 from freeprompt.cliinversion import is_saved, open_source
 from freeprompt.cliprogress import Stages
 
@@ -32,7 +32,7 @@ def register(subparsers: clioptions.Subparsers) -> None:
     parser.add_argument("image", metavar="IMAGE", type=Path, help="the picture to edit, or a saved inversion")
     parser.add_argument("prompts", metavar="PROMPT", nargs="+", help="what the result should show")
     parser.add_argument("-o", "--output", metavar="OUT", type=Path, help="default: IMAGE-edited.png, see above")
-    clioptions.add_edit_options(parser, fraction=0.8)
+    clioptions.add_edit_options(parser, fraction=defaults.REAL_FRACTION)
     clioptions.add_record_option(parser)
     clioptions.add_limit_options(parser)
     clioptions.add_size_options(parser)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from freeprompt import clioptions, clioutput
+from freeprompt import clioptions, clioutput, defaults
 from freeprompt.cliprogress import Stages
 
 DESCRIPTION = """\
@@ -28,7 +28,7 @@ def register(subparsers: clioptions.Subparsers) -> None:
     )
     parser.add_argument("image", metavar="IMAGE", type=Path, help="the picture, or a file of --save-inversion")
     parser.add_argument("-o", "--output", metavar="OUT", type=Path, help="default: IMAGE-edited.png, see above")
-    clioptions.add_edit_options(parser, fraction=0.8)
+    clioptions.add_edit_options(parser, fraction=defaults.REAL_FRACTION)
     clioptions.add_limit_options(parser)
     clioptions.add_size_options(parser)
     clioptions.add_fit_option(parser)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from freeprompt import clioptions, clioutput
+from freeprompt import clioptions, clioutput, defaults
 from freeprompt.cliprogress import Stages
 
 DESCRIPTION = """\
@@ -33,7 +33,7 @@ def register(subparsers: clioptions.Subparsers) -> None:
         help="default: synthesized.png, see above",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the noise, from 0 on (default: 0)")
-    clioptions.add_edit_options(parser, fraction=0.4)
+    clioptions.add_edit_options(parser, fraction=defaults.SYNTHETIC_FRACTION)
     clioptions.add_size_options(parser)
     clioptions.add_model_options(parser)
     parser.add_argument("--side-by-side", metavar="FILE", type=Path, help="also write one picture of all results")

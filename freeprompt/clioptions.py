@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any, Callable
 
+from freeprompt import defaults
+
 if TYPE_CHECKING:
     from freeprompt.editor import Editor
 
@@ -76,7 +78,9 @@ def add_fit_option(parser: argparse.ArgumentParser) -> None:
 
 def add_steps_option(parser: argparse.ArgumentParser) -> None:
     """The number of DDIM steps."""
-    parser.add_argument("--steps", type=int, default=50, metavar="N", help="DDIM steps (default: 50)")
+    parser.add_argument(
+        "--steps", type=int, default=defaults.STEPS, metavar="N", help="DDIM steps (default: %(default)s)"
+    )
 
 
 def add_edit_options(parser: argparse.ArgumentParser, fraction: float) -> None:
@@ -85,9 +89,9 @@ def add_edit_options(parser: argparse.ArgumentParser, fraction: float) -> None:
     parser.add_argument(
         "--guidance",
         type=float,
-        default=7.5,
+        default=defaults.GUIDANCE,
         metavar="G",
-        help="classifier-free guidance (default: 7.5)",
+        help="classifier-free guidance (default: %(default)s)",
     )
     parser.add_argument(
         "--replace-fraction",
@@ -95,7 +99,7 @@ def add_edit_options(parser: argparse.ArgumentParser, fraction: float) -> None:
         default=fraction,
         metavar="F",
         help="share of the steps, from the first, that use the source's self-attention maps, "
-        f"0 to 1 (default: {fraction})",
+        "0 to 1 (default: %(default)s)",
     )
     parser.add_argument(
         "--replace-layers",

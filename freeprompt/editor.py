@@ -3,65 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from freeprompt.bundle import Bundle
+from freeprompt.defaults import GUIDANCE, REAL_FRACTION, STEPS, SYNTHETIC_FRACTION
 from freeprompt.engines.select import create_backend
 from freeprompt.engines.session import Array, Backend, NumpyArray
 from freeprompt.errors import UsageError
-from freeprompt.manifest import LatentSpec, Manifest
-from freeprompt.runtime import recording, stages
-from freeprompt.runtime.execute import StepResult
+from freeprompt.manifest import Manifest
+from freeprompt.runtime import arguments, recording, stages
+from freeprompt.runtime.arguments import Choices, Size, check_size, choices_to_settings, to_targets
 from freeprompt.runtime.graphs import Graphs
-from freeprompt.runtime.image import (
-    ImageSource,
-    fit_image,
-    image_to_tensor,
-    open_image,
-    tensor_to_images,
-)
+from freeprompt.runtime.image import ImageSource, fit_image, image_to_tensor, open_image, tensor_to_images
 from freeprompt.runtime.inversion import Inversion
-from freeprompt.runtime.pipeline import Limits, Observer, Pipeline, ignore
+from freeprompt.runtime.pipeline import Limits, Observer, Pipeline
 from freeprompt.runtime.plan import Plan
 from freeprompt.runtime.planner import check_targets
-from freeprompt.runtime.schedule import Schedule
-from freeprompt.runtime.settings import EditSettings, LayerChoice, choice_to_layers
+from freeprompt.runtime.progress import Callback, Progress, callback_to_observer
+from freeprompt.runtime.settings import LayerChoice
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 DEMO = "demo"
-# The reference's defaults: 50 steps, guidance 7.5; maps replaced in 80 % of the steps of a real image, 40 % of a
-# generated one.
-STEPS = 50
-GUIDANCE = 7.5
-REAL_FRACTION = 0.8
-SYNTHETIC_FRACTION = 0.4
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a computation stands; given to callbacks after each step.
-
-    Attributes:
-        stage: "inversion", "edit", "generation" or "synthesis".
-        step: steps done, from 1.
-        steps: of how many.
-    """
-
-    stage: str
-    step: int
-    steps: int
-    _preview: Callable[[], list[Image.Image]]
-
-    def preview(self) -> list[Image.Image]:
-        """The current estimate of the finished images, decoded. Costs a transfer and a run of the decoder."""
-        return self._preview()
-
-
-Callback = Callable[[Progress], None]
 
 
 class Editor:
@@ -118,7 +86,7 @@ class Editor:
         image: ImageSource,
         steps: int = STEPS,
         *,
-        size: tuple[int, int] | None = None,
+        size: Size = None,
         fit: str = "crop",
         record: str = recording.AUTO,
         callback: Callback | None = None,
@@ -174,71 +142,52 @@ class Editor:
             UsageError: an argument cannot be used.
             InversionError: the inversion belongs to another bundle.
         """
-        latents = self.edit_latents(
-            inversion,
-            prompts,
+        choices = Choices(
             guidance=guidance,
             replace_fraction=replace_fraction,
             negative_prompt=negative_prompt,
             replace_layers=replace_layers,
-            record=record,
-            callback=callback,
         )
-        return self.decode(latents)
+        return self.decode(self.edit_latents(inversion, prompts, record=record, callback=callback, **choices))
 
     def edit_latents(
         self,
         inversion: Inversion,
         prompts: str | Sequence[str],
         *,
-        guidance: float = GUIDANCE,
-        replace_fraction: float | None = None,
-        negative_prompt: str = "",
-        replace_layers: LayerChoice = None,
-        replace_cross_layers: Sequence[int] = (),
         record: str = recording.AUTO,
         callback: Callback | None = None,
+        **choices: Unpack[Choices],
     ) -> NumpyArray:
-        """As ``edit``, before decoding: [prompts, C, h, w] float32.
-
-        ``replace_cross_layers`` replaces cross-attention maps too, as Prompt-to-Prompt does; for comparison.
-        """
+        """As ``edit``, before decoding: [prompts, C, h, w] float32."""
         if not isinstance(inversion, Inversion):
             raise UsageError(f"expected an Inversion, got {type(inversion).__name__}: call invert first")
-        if replace_fraction is None:
-            replace_fraction = SYNTHETIC_FRACTION if inversion.prompt else REAL_FRACTION
-        settings = self._settings(guidance, replace_fraction, negative_prompt, replace_layers, replace_cross_layers)
-        targets = to_targets(prompts)
+        settings = choices_to_settings(self.manifest, _fraction(inversion.prompt), **choices)
         observer = self._observer(callback)
-        return self.pipeline.edit(inversion, targets, settings, record, self.limits, observer)
+        return self.pipeline.edit(inversion, to_targets(prompts), settings, record, self.limits, observer)
 
     def plan(
         self,
         prompts: str | Sequence[str],
         *,
         steps: int = STEPS,
-        guidance: float = GUIDANCE,
-        replace_fraction: float = REAL_FRACTION,
-        negative_prompt: str = "",
-        replace_layers: LayerChoice = None,
         record: str = recording.NONE,
-        size: tuple[int, int] | None = None,
+        size: Size = None,
         inversion: Inversion | None = None,
+        **choices: Unpack[Choices],
     ) -> tuple[Plan, ...]:
         """What ``invert`` and ``edit`` would compute, without running anything.
 
         Args:
             inversion: of an image inverted before; then only the edit is planned, with what is recorded already.
+            choices: the keywords of ``edit``.
         """
-        settings = self._settings(guidance, replace_fraction, negative_prompt, replace_layers, ())
-        targets = to_targets(prompts)
-        spec = self.manifest.latents
-        width, height = check_size(spec, size)
-        latents = (height // spec.scale, width // spec.scale)
+        latents = arguments.size_to_latents(self.manifest.latents, size)
         plans: tuple[Plan, ...] = ()
         source_prompt = ""
         if inversion is not None:
             steps, latents, source_prompt = inversion.steps, inversion.size, inversion.prompt
+        settings = choices_to_settings(self.manifest, _fraction(source_prompt), **choices)
         schedule = self.pipeline.schedule(steps)
         mode = recording.choose_mode(record, self.manifest, settings)
         if inversion is not None:
@@ -246,6 +195,7 @@ class Editor:
         else:
             plans = (self.pipeline.plan_inversion(schedule, mode, *latents, self.limits),)
             held = recording.passes_of(plans[0])
+        targets = to_targets(prompts)
         edits = self.pipeline.plan_edits(schedule, source_prompt, targets, settings, latents, mode, self.limits, held)
         return (*plans, *edits)
 
@@ -260,7 +210,7 @@ class Editor:
         replace_fraction: float = SYNTHETIC_FRACTION,
         negative_prompt: str = "",
         replace_layers: LayerChoice = None,
-        size: tuple[int, int] | None = None,
+        size: Size = None,
         callback: Callback | None = None,
     ) -> list[Image.Image]:
         """Generate a source image and its edits from one noise: [source, *targets].
@@ -270,18 +220,14 @@ class Editor:
         Raises:
             UsageError: an argument cannot be used.
         """
-        latents = self.synthesize_latents(
-            source,
-            target,
-            self.noise(seed, size),
-            steps=steps,
+        choices = Choices(
             guidance=guidance,
             replace_fraction=replace_fraction,
             negative_prompt=negative_prompt,
             replace_layers=replace_layers,
-            callback=callback,
         )
-        return self.decode(latents)
+        noise = self.noise(seed, size)
+        return self.decode(self.synthesize_latents(source, target, noise, steps=steps, callback=callback, **choices))
 
     def synthesize_latents(
         self,
@@ -290,19 +236,14 @@ class Editor:
         noise: NumpyArray,
         *,
         steps: int = STEPS,
-        guidance: float = GUIDANCE,
-        replace_fraction: float = SYNTHETIC_FRACTION,
-        negative_prompt: str = "",
-        replace_layers: LayerChoice = None,
         callback: Callback | None = None,
+        **choices: Unpack[Choices],
     ) -> NumpyArray:
         """As ``synthesize``, from given noise [1, C, h, w] and before decoding: [1 + targets, C, h, w] float32."""
-        targets = to_targets(target)
         check_targets((source,))
-        check_targets(targets)
-        settings = self._settings(guidance, replace_fraction, negative_prompt, replace_layers, ())
-        start = noise.astype(np.float32)
-        observer = self._observer(callback)
+        check_targets(targets := to_targets(target))
+        settings = choices_to_settings(self.manifest, SYNTHETIC_FRACTION, **choices)
+        start, observer = noise.astype(np.float32), self._observer(callback)
         return self.pipeline.synthesize(source, targets, start, steps, settings, self.limits, observer)
 
     def generate(
@@ -313,7 +254,7 @@ class Editor:
         steps: int = STEPS,
         guidance: float = GUIDANCE,
         negative_prompt: str = "",
-        size: tuple[int, int] | None = None,
+        size: Size = None,
         callback: Callback | None = None,
     ) -> Inversion:
         """Generate an image and keep its latents at every level, to be edited like an inverted one.
@@ -321,22 +262,17 @@ class Editor:
         ``decode(result.trajectory[0])`` is the image.
         """
         check_targets((prompt,))
-        settings = self._settings(guidance, 0.0, negative_prompt, None, ())
-        noise = self.noise(seed, size)
-        return self.pipeline.generate(prompt, noise, steps, settings, self._observer(callback))
+        settings = choices_to_settings(self.manifest, 0.0, guidance=guidance, negative_prompt=negative_prompt)
+        return self.pipeline.generate(prompt, self.noise(seed, size), steps, settings, self._observer(callback))
 
-    def noise(self, seed: int = 0, size: tuple[int, int] | None = None) -> NumpyArray:
+    def noise(self, seed: int = 0, size: Size = None) -> NumpyArray:
         """Starting noise [1, C, h, w] float32 from NumPy's PCG64 generator; not PyTorch's noise of that seed.
 
         Raises:
             UsageError: seed is negative or not a whole number, or the size does not suit the model.
         """
-        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-            raise UsageError(f"seed must be a whole number from 0 on, not {seed!r}")
-        spec = self.manifest.latents
-        width, height = check_size(spec, size)
-        shape = (1, spec.channels, height // spec.scale, width // spec.scale)
-        return np.random.default_rng(int(seed)).standard_normal(shape).astype(np.float32)
+        generator, spec = np.random.default_rng(arguments.check_seed(seed)), self.manifest.latents
+        return generator.standard_normal((1, spec.channels, *arguments.size_to_latents(spec, size))).astype(np.float32)
 
     def decode(self, latents: NumpyArray | Array) -> list[Image.Image]:
         """Latents [B, C, h, w] float32 to images, one at a time to bound memory."""
@@ -348,30 +284,7 @@ class Editor:
         return images
 
     def _observer(self, callback: Callback | None) -> Observer:
-        if callback is None:
-            return ignore
-
-        def observer(plan: Plan, number: int, result: StepResult, schedule: Schedule) -> None:
-            def preview() -> list[Image.Image]:
-                return self.decode(result.clean_estimate(schedule))
-
-            callback(Progress(plan.name, number, len(plan.steps), preview))
-
-        return observer
-
-    def _settings(
-        self,
-        guidance: float,
-        fraction: float,
-        negative_prompt: str,
-        layers: LayerChoice,
-        cross_layers: Sequence[int],
-    ) -> EditSettings:
-        chosen = choice_to_layers(layers, self.manifest.layers)
-        unknown = set(cross_layers) - set(range(1, self.manifest.cross_layers + 1))
-        if unknown:
-            raise UsageError(f"unknown cross-attention layer {min(unknown)}")
-        return EditSettings(guidance, fraction, negative_prompt, chosen, tuple(sorted(cross_layers)))
+        return callback_to_observer(callback, self.decode)
 
 
 def demo_bundle() -> Path:
@@ -379,36 +292,9 @@ def demo_bundle() -> Path:
     return Path(__file__).parent / DEMO
 
 
-def check_size(spec: LatentSpec, size: tuple[int, int] | None) -> tuple[int, int]:
-    """(width, height) in pixels, or the native size for None.
-
-    Raises:
-        UsageError: not two positive multiples of the model's block.
-    """
-    if size is None:
-        return spec.width, spec.height
-    block = spec.scale * spec.multiple
-    try:
-        width, height = size
-        good = all(isinstance(s, (int, np.integer)) and s > 0 and s % block == 0 for s in size)
-    except (TypeError, ValueError):
-        good = False
-    if not good or width * height > 64 * spec.width * spec.height:
-        raise UsageError(
-            f"size must be (width, height) in multiples of {block} pixels, at most 64 times the native "
-            f"{spec.width}x{spec.height} in area; not {size!r}"
-        )
-    return int(width), int(height)
+def _fraction(source_prompt: str) -> float:
+    """The default share of replaced steps: a source with a prompt was generated."""
+    return SYNTHETIC_FRACTION if source_prompt else REAL_FRACTION
 
 
-def to_targets(prompts: str | Sequence[str]) -> tuple[str, ...]:
-    """One prompt or several, as a tuple. Raises UsageError for anything else."""
-    if isinstance(prompts, str):
-        return (prompts,)
-    try:
-        return tuple(prompts)
-    except TypeError:
-        raise UsageError(f"prompts must be strings, not {prompts!r}") from None
-
-
-__all__ = ["Callback", "Editor", "Inversion", "Limits", "Progress"]
+__all__ = ["Callback", "Editor", "Inversion", "Limits", "Progress", "check_size"]

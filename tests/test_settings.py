@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,12 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from freeprompt import Editor
+from freeprompt.bundle import Bundle
+from freeprompt.engines.fake import FakeBackend
 from freeprompt.errors import UsageError
 from freeprompt.manifest import LayerSpec
+from freeprompt.runtime.arguments import choices_to_settings
 from freeprompt.runtime.settings import EditSettings, choice_to_layers
 
 # The table of Stable Diffusion 1.5 (design.md, 1).
@@ -176,3 +181,19 @@ def test_replaced_steps_as_python_counts(steps: int, fraction: float) -> None:
     replaced = edit_settings(replace_fraction=fraction).replaced_steps(steps)
     assert replaced == math.floor(steps * fraction)
     assert 0 <= replaced <= steps
+
+
+def test_an_unknown_choice_is_refused_by_name(tiny_bundle: Path) -> None:
+    """Editor's keywords travel as a dictionary; a misspelt one must not be passed over."""
+    editor = Editor.load(tiny_bundle, FakeBackend(lambda graph, feeds: {}), verify=False)
+    misspelt: dict[str, Any] = {"guidence": 3.0}
+    with pytest.raises(TypeError, match=r"guidence.*guidance"):
+        editor.plan("x", **misspelt)
+
+
+def test_the_default_fraction_holds_where_none_is_chosen(tiny_bundle: Path) -> None:
+    """Zero is a choice, None is not."""
+    manifest = Bundle.open(tiny_bundle, verify=False).manifest
+    assert choices_to_settings(manifest, 0.4).replace_fraction == 0.4
+    assert choices_to_settings(manifest, 0.4, replace_fraction=None).replace_fraction == 0.4
+    assert choices_to_settings(manifest, 0.4, replace_fraction=0.0).replace_fraction == 0.0

@@ -1,0 +1,48 @@
+"""How a caller follows a computation, and cancels it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Callable, Optional
+
+from PIL import Image
+
+from freeprompt.engines.session import NumpyArray
+from freeprompt.runtime.execute import StepResult
+from freeprompt.runtime.pipeline import Observer, ignore
+from freeprompt.runtime.plan import Plan
+from freeprompt.runtime.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a computation stands; given to callbacks after each step.
+
+    Attributes:
+        stage: "inversion", "edit", "generation" or "synthesis".
+        step: steps done, from 1.
+        steps: of how many.
+    """
+
+    stage: str
+    step: int
+    steps: int
+    _preview: Callable[[], list[Image.Image]]
+
+    def preview(self) -> list[Image.Image]:
+        """The current estimate of the finished images, decoded. Costs a transfer and a run of the decoder."""
+        return self._preview()
+
+
+Callback = Callable[[Progress], None]
+
+
+def callback_to_observer(callback: Optional[Callback], decode: Callable[[NumpyArray], list[Image.Image]]) -> Observer:
+    """The observer of a pipeline that calls ``callback``; ``decode`` turns latents into images for its previews."""
+    if callback is None:
+        return ignore
+
+    def observer(plan: Plan, number: int, result: StepResult, schedule: Schedule) -> None:
+        callback(Progress(plan.name, number, len(plan.steps), lambda: decode(result.clean_estimate(schedule))))
+
+    return observer
