@@ -8,12 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from freeprompt.export.checkpoint import quiet
-from tests.tiny import tiny_tokenizer
+from tests.tiny import tiny_tokenizer, to_pipeline
 
 UNET = {
     "sample_size": 64,
@@ -70,22 +70,5 @@ def save_random_checkpoint(folder: Path, seed: int = 0) -> None:
             eos_token_id=tokenizer.eos_token_id,
         )
     )
-    scheduler = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
     with quiet():
-        StableDiffusionPipeline(
-            vae=vae.half(),
-            text_encoder=text_encoder.half(),
-            tokenizer=tokenizer,
-            unet=random_unet(seed).half(),
-            scheduler=scheduler,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        ).save_pretrained(folder)
+        to_pipeline(random_unet(seed).half(), vae.half(), text_encoder.half(), tokenizer).save_pretrained(folder)

@@ -102,16 +102,11 @@ def run(arguments: argparse.Namespace) -> None:
     with stages.stage("decoding"):
         results = editor.decode(latents)
     with stages.stage("writing"):
-        for result, path in zip(results, outputs):
-            clioutput.write_image(result, path)
+        clioutput.write_images(results, outputs)
         if sheet:
             clioutput.write_image(clioutput.side_by_side([_source(editor, inversion, arguments), *results]), sheet)
-    if not arguments.quiet:
-        for prompt, path in zip(arguments.prompts, outputs):
-            print(f"{path}: {prompt}")
-        for path in filter(None, (latents_file, saved, sheet)):
-            print(path)
-        print(stages.summary())
+    named = [f"{path}: {prompt}" for prompt, path in zip(arguments.prompts, outputs)]
+    stages.report(*named, *filter(None, (latents_file, saved, sheet)))
 
 
 def _record_mode(arguments: argparse.Namespace) -> str:

@@ -64,7 +64,5 @@ def run(arguments: argparse.Namespace) -> None:
     settings = ExportSettings(arguments.precision, arguments.opset, arguments.profile)
     with stages.stage("export"):
         bundle = export_checkpoint(arguments.checkpoint, arguments.output, settings, arguments.overwrite, stages.line)
-    if not arguments.quiet:
-        size = sum(file.bytes for file in bundle.manifest.files)
-        print(f"{arguments.output}: {len(bundle.manifest.graphs)} graphs, {size / 1e6:.1f} MB")
-        print(stages.summary())
+    size = sum(file.bytes for file in bundle.manifest.files)
+    stages.report(f"{arguments.output}: {len(bundle.manifest.graphs)} graphs, {size / 1e6:.1f} MB")

@@ -50,7 +50,5 @@ def run(arguments: argparse.Namespace) -> None:
         )
     with stages.stage("writing"):
         clioutput.write_array(inversion.trajectory, output)
-    if not arguments.quiet:
-        shape = "x".join(str(n) for n in inversion.trajectory.shape)
-        print(f"{output}: {shape} float32")
-        print(stages.summary())
+    shape = "x".join(str(n) for n in inversion.trajectory.shape)
+    stages.report(f"{output}: {shape} float32")

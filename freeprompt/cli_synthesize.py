@@ -57,22 +57,14 @@ def run(arguments: argparse.Namespace) -> None:
             arguments.targets,
             noise,
             steps=arguments.steps,
-            guidance=arguments.guidance,
-            replace_fraction=arguments.replace_fraction,
-            negative_prompt=arguments.negative_prompt,
-            replace_layers=arguments.replace_layers,
             callback=stages.step,
+            **clioptions.edit_settings(arguments),
         )
     with stages.stage("decoding"):
         results = editor.decode(latents)
     with stages.stage("writing"):
-        for result, path in zip(results, outputs):
-            clioutput.write_image(result, path)
+        clioutput.write_images(results, outputs)
         if sheet:
             clioutput.write_image(clioutput.side_by_side(results), sheet)
-    if not arguments.quiet:
-        for prompt, path in zip((arguments.source, *arguments.targets), outputs):
-            print(f"{path}: {prompt}")
-        if sheet:
-            print(sheet)
-        print(stages.summary())
+    named = [f"{path}: {prompt}" for prompt, path in zip((arguments.source, *arguments.targets), outputs)]
+    stages.report(*named, *filter(None, [sheet]))

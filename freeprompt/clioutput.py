@@ -85,6 +85,12 @@ def write_image(image: Image.Image, path: Path) -> None:
         raise OutputError(f"cannot write {path}: {error}") from error
 
 
+def write_images(images: Iterable[Image.Image], paths: Iterable[Path]) -> None:
+    """Write each under its name. Raises OutputError."""
+    for image, path in zip(images, paths):
+        write_image(image, path)
+
+
 def write_array(array: NumpyArray, path: Path) -> None:
     """Write in NumPy's format. Raises OutputError."""
     import numpy as np

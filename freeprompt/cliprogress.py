@@ -68,6 +68,11 @@ class Stages:
         each = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.seconds.items())
         return f"{each}; {sum(self.seconds.values()):.1f} s in all"
 
+    def report(self, *lines: object) -> None:
+        """What was done, and the times, on the standard output; nothing where quiet."""
+        if not self.quiet:
+            print(*lines, self.summary(), sep="\n")
+
     def _show(self, text: str, always: bool) -> None:
         now = time.monotonic()
         wait = _TERMINAL_SECONDS if self._terminal else _LOG_SECONDS

@@ -12,6 +12,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
+from benchmarks.sd15 import UNET
 from freeprompt.bundle import Bundle
 from freeprompt.errors import CheckpointError, ExportError
 from freeprompt.export.checkpoint import load_checkpoint
@@ -19,14 +20,6 @@ from freeprompt.export.exporter import export_checkpoint
 from freeprompt.export.layers import unet_to_architecture
 from freeprompt.export.parity import THRESHOLDS
 from freeprompt.export.scheduler import config_to_scheduler
-
-SD15 = {
-    "sample_size": 64,
-    "cross_attention_dim": 768,
-    "attention_head_dim": 8,
-    "block_out_channels": (320, 640, 1280, 1280),
-    "layers_per_block": 2,
-}
 
 
 @pytest.fixture
@@ -43,7 +36,7 @@ def edit_json(path: Path, **changes: Any) -> None:
 def test_layer_table_of_stable_diffusion_15() -> None:
     """design.md, 1 and 3: the table, what a row costs, and the share of it before the last replaced layer."""
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(SD15)
+        unet = UNet2DConditionModel.from_config(UNET)
     found = unet_to_architecture(unet, 64, 64)
     assert [layer.tokens for layer in found.layers] == [
         *[4096] * 2,

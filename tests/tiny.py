@@ -51,6 +51,13 @@ def tiny_pipeline(seed: int = 0) -> StableDiffusionPipeline:
             eos_token_id=tokenizer.eos_token_id,
         )
     )
+    return to_pipeline(unet, vae, text_encoder, tokenizer)
+
+
+def to_pipeline(
+    unet: UNet2DConditionModel, vae: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer
+) -> StableDiffusionPipeline:
+    """A pipeline of these parts with Stable Diffusion 1.x's noise schedule."""
     scheduler = DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
