@@ -50,20 +50,20 @@ class Method:
 class Editing(Protocol):
     """Whatever edits: the PyTorch code here, or the package's runtime behind an adapter."""
 
-    def generate(self, prompts: Sequence[str], steps: int, guidance: float) -> world.ByteArray:
-        """Pictures of prompts, [N, 64, 64, 3] uint8."""
+    def generate(self, prompts: Sequence[str], steps: int, guidance: float, first: int = 0) -> world.ByteArray:
+        """Pictures of prompts, [N, 64, 64, 3] uint8; picture number i has the seed `first` + i."""
 
     def reconstruct(self, images: world.ByteArray, steps: int) -> world.ByteArray:
         """Inversion with the empty prompt and back without guidance."""
 
-    def edit(
+    def edit_latents(
         self,
         images: world.ByteArray,
         sources: Sequence[str],
         targets: Sequence[Sequence[str]],
         steps: int,
         method: Method,
-    ) -> list[world.ByteArray]:
+    ) -> list[world.FloatArray]:
         """Edits every image towards each of the target prompts of each kind.
 
         Args:
@@ -74,8 +74,24 @@ class Editing(Protocol):
             method: what to replace.
 
         Returns:
-            For each kind [N, 64, 64, 3] uint8.
+            For each kind [N, 4, 16, 16] float32.
         """
+
+    def decode_latents(self, latents: world.FloatArray) -> world.ByteArray:
+        """Pictures [N, 64, 64, 3] uint8 of what `edit_latents` gives."""
+
+
+def edit(
+    editing: Editing,
+    images: world.ByteArray,
+    sources: Sequence[str],
+    targets: Sequence[Sequence[str]],
+    steps: int,
+    method: Method,
+) -> list[world.ByteArray]:
+    """`Editing.edit_latents`, decoded: for each kind [N, 64, 64, 3] uint8."""
+    found = editing.edit_latents(images, sources, targets, steps, method)
+    return [editing.decode_latents(latents) for latents in found]
 
 
 class TorchEditing:
@@ -177,11 +193,11 @@ class TorchEditing:
         return self._inversions[key]
 
     @torch.inference_mode()
-    def generate(self, prompts: Sequence[str], steps: int, guidance: float) -> world.ByteArray:
-        """See `Editing`; start noise is seeded by the number of prompts."""
-        generator = torch.Generator().manual_seed(len(prompts))
-        size = world.SIZE // model.FACTOR
-        latents = torch.randn(len(prompts), 4, size, size, generator=generator)
+    def generate(self, prompts: Sequence[str], steps: int, guidance: float, first: int = 0) -> world.ByteArray:
+        """See `Editing`."""
+        shape = (1, model.LATENT_CHANNELS, world.SIZE // model.FACTOR, world.SIZE // model.FACTOR)
+        seeds = [torch.Generator().manual_seed(first + number) for number in range(len(prompts))]
+        latents = torch.cat([torch.randn(shape, generator=seed) for seed in seeds])
         text = self.text([""] * len(prompts) + list(prompts))
         for timestep, alpha, below in self.levels(steps):
             plain, told = self.noise(torch.cat([latents] * 2), timestep, text).chunk(2)
@@ -198,14 +214,14 @@ class TorchEditing:
         return self.decode(latents)
 
     @torch.inference_mode()
-    def edit(
+    def edit_latents(
         self,
         images: world.ByteArray,
         sources: Sequence[str],
         targets: Sequence[Sequence[str]],
         steps: int,
         method: Method,
-    ) -> list[world.ByteArray]:
+    ) -> list[world.FloatArray]:
         """See `Editing`; all kinds share one source row for each image."""
         count, kinds = len(images), len(targets)
         self.control.self_layers = frozenset(method.self_layers)
@@ -250,7 +266,12 @@ class TorchEditing:
             if guided:
                 mixed = parts[1] + method.guidance * (parts[0] - parts[1])
             latents = move(latents, mixed, alpha, below)
-        return list(self.decode(latents).reshape(kinds, count, *images.shape[1:]))
+        return [part.numpy() for part in torch.split(latents, count)]
+
+    @torch.inference_mode()
+    def decode_latents(self, latents: world.FloatArray) -> world.ByteArray:
+        """See `Editing`."""
+        return self.decode(torch.from_numpy(latents))
 
 
 def move(latents: torch.Tensor, noise: torch.Tensor, start: float, end: float) -> torch.Tensor:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pathlib
 
-from benchmarks.embedded import model, score, sheet, world
+from benchmarks.embedded import model, sheet, world
 from benchmarks.embedded.denoiser import DenoiserTraining
 from benchmarks.embedded.editing import ALL_LAYERS, Method, TorchEditing
+from benchmarks.embedded.goals import VALIDATION
+from benchmarks.embedded.observe import EDITS, GENERATION, RECONSTRUCTION, Part, observe, table
 
 SCENES, STEPS, GUIDANCE = 16, 12, 3.0
 
@@ -26,15 +28,16 @@ class Progress:
         training.average.copy_to([*self.unet.parameters(), *self.text_encoder.parameters()])
         # Without an autoencoder: the analytic latents' own colours are looked at.
         editing = TorchEditing(self.unet, self.text_encoder, training.tokenizer, None)
-        scenes = world.sample_scenes(SCENES, score.VALIDATION)
+        scenes = world.sample_scenes(SCENES, VALIDATION)
         method = Method("self-attention (FPE)", ALL_LAYERS, (), 1.0, GUIDANCE)
-        made = score.score_generation(editing, scenes, STEPS, GUIDANCE)
-        back = score.score_reconstruction(editing, scenes, STEPS)
-        edits = score.score_edits(editing, scenes, STEPS, method, ("colour",))["colour"]
+        figures = {}
+        for what, section, column, name in (
+            (GENERATION, "Generation", "all right", "generated"),
+            (RECONSTRUCTION, "Reconstruction", "good", "reconstructed"),
+            (EDITS, "Edits of colour", "right", "recoloured"),
+        ):
+            found = observe(editing, Part(what, method, STEPS, ("colour",)), scenes)
+            figures[name] = table(found[section])[column].value
         seen = training.step_count * training.config.batch
         sheet.samples(editing, scenes[:8], STEPS).save(self.folder / f"samples_{seen:06d}.png")
-        return {
-            "generated": made["all right"].value,
-            "reconstructed": back["good"].value,
-            "recoloured": edits["right"].value,
-        }
+        return figures

@@ -8,7 +8,9 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.embedded import world
-from benchmarks.embedded.editing import Editing, Method
+from benchmarks.embedded.editing import Editing, Method, edit
+from benchmarks.embedded.goals import edited_scene
+from benchmarks.embedded.verdict import KINDS
 
 ZOOM = 2
 GAP = 4
@@ -37,19 +39,15 @@ def samples(editing: Editing, scenes: Sequence[world.Scene], steps: int) -> Imag
 def edits(editing: Editing, scenes: Sequence[world.Scene], steps: int, methods: Sequence[Method]) -> Image.Image:
     """Sources and reconstructions on top, then colour edits, one row for each method.
 
-    Below them shape and background edits by the last method but one (the exact one).
+    Below them shape and background edits by the first method that replaces self-attention alone.
     """
-    from benchmarks.embedded.score import edited_scene
-    from benchmarks.embedded.verdict import KINDS
-
     images = world.render(scenes)
-    rng = np.random.default_rng(0)
-    goals = [[edited_scene(scene, kind, rng) for scene in scenes] for kind in KINDS]
+    goals = [[edited_scene(scene, kind) for scene in scenes] for kind in KINDS]
     sources = [world.caption(scene) for scene in scenes]
     targets = [[world.caption(goal) for goal in row] for row in goals]
     rows = [list(images), list(editing.reconstruct(images, steps))]
-    rows += [list(editing.edit(images, sources, targets[:1], steps, m)[0]) for m in methods]
-    exact = [method for method in methods if method.self_layers and not method.cross_layers][:1]
+    rows += [list(edit(editing, images, sources, targets[:1], steps, method)[0]) for method in methods]
+    exact = [method for method in methods if method.self_layers and not method.cross_layers and not method.reuse][:1]
     for method in exact:
-        rows += [list(part) for part in editing.edit(images, sources, targets[1:], steps, method)]
+        rows += [list(part) for part in edit(editing, images, sources, targets[1:], steps, method)]
     return grid(rows)

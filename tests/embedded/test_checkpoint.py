@@ -9,8 +9,9 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from benchmarks.embedded import model, oracle, score, verdict, world
-from benchmarks.embedded.editing import ALL_LAYERS, Method, TorchEditing
+from benchmarks.embedded import model, oracle, verdict, world
+from benchmarks.embedded.editing import ALL_LAYERS, Method, TorchEditing, edit
+from benchmarks.embedded.goals import edited_scene
 
 FOLDER = pathlib.Path(__file__).parents[2] / "benchmarks" / "embedded" / "checkpoint"
 
@@ -71,11 +72,11 @@ def test_autoencoder(editing: TorchEditing) -> None:
 
 def test_recolours(editing: TorchEditing) -> None:
     """A spot check of the figures in the README."""
-    rng = np.random.default_rng(3)
     scenes = world.sample_scenes(4, 4)
-    goals = [score.edited_scene(scene, "colour", rng) for scene in scenes]
+    goals = [edited_scene(scene, "colour") for scene in scenes]
     images = world.render(scenes)
-    edited = editing.edit(
+    edited = edit(
+        editing,
         images,
         [world.caption(scene) for scene in scenes],
         [[world.caption(goal) for goal in goals]],

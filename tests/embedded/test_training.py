@@ -11,10 +11,10 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from benchmarks.embedded import checkpoint, figures, model, train, world
+from benchmarks.embedded import checkpoint, figures, model, progress, train, world
 from benchmarks.embedded.autoencoder import AutoencoderTraining
 from benchmarks.embedded.denoiser import DenoiserTraining
-from benchmarks.embedded.editing import Method, TorchEditing
+from benchmarks.embedded.editing import Method, TorchEditing, edit
 from benchmarks.embedded.settings import TrainConfig, learning_rate
 
 SIZES = model.ModelConfig(
@@ -55,6 +55,26 @@ def test_resumes_exactly(kind: Callable[..., Training], tmp_path: pathlib.Path) 
     for one, two in zip(whole.average.values, second.average.values):
         assert torch.equal(one, two)
     assert not train.resume(second, tmp_path / "none.pt")
+
+
+def test_progress_does_not_touch_training(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "SCENES", 3)
+    monkeypatch.setattr(progress, "STEPS", 2)
+    whole, watched = DenoiserTraining(CONFIG, SIZES), DenoiserTraining(CONFIG, SIZES)
+    train.run(whole, CONFIG, tmp_path, "whole", 1e9)
+    seen: list[dict[str, float]] = []
+    score = progress.Progress(watched, tmp_path)
+
+    def scored() -> dict[str, float]:
+        seen.append(score())
+        return seen[-1]
+
+    train.run(watched, CONFIG, tmp_path, "watched", 1e9, scored, 8)
+    assert [set(figures) for figures in seen] == [{"generated", "reconstructed", "recoloured"}] * 3
+    assert all(0 <= value <= 1 for figures in seen for value in figures.values())
+    assert (tmp_path / "samples_000008.png").exists()
+    for one, two in zip(whole.parameters, watched.parameters):
+        assert torch.equal(one, two)
 
 
 def _pipeline_folder(folder: pathlib.Path, seed: int) -> pathlib.Path:
@@ -157,7 +177,7 @@ def test_checkpoint_opens_and_edits(tmp_path: pathlib.Path) -> None:
         Method("both", layers, layers, 1.0, 1.0),
         Method("reused", layers, (), 1.0, 3.0, reuse=True),
     ):
-        colour, shape = editing.edit(images, prompts, [prompts, prompts[::-1]], 4, method)
+        colour, shape = edit(editing, images, prompts, [prompts, prompts[::-1]], 4, method)
         assert colour.shape == shape.shape == images.shape
     assert editing.generate(prompts, 2, 3.0).shape == images.shape
     assert editing.reconstruct(images, 2).shape == images.shape
