@@ -24,6 +24,9 @@ from freeprompt.engines.cuda_memory import (
 from freeprompt.engines.session import Feed, NumpyArray
 from freeprompt.errors import BackendError
 
+# Larger and rarer than tables: one may be on its way while the next is written.
+STAGING_SLOTS = 2
+
 
 @dataclass(frozen=True)
 class Tensor:
@@ -63,8 +66,11 @@ class FixedBuffers:
             if tensor.is_table:
                 self._offsets[tensor.name] = size
                 size += round_up(tensor.nbytes)
+        self._table_bytes = size
         self._tables = pool.take(size) if size else None
         self._ring: Optional[UploadRing] = UploadRing(pool.cuda, size) if size else None
+        # For arrays of the host that are no tables, by name; made when the first one comes.
+        self._staging: dict[str, UploadRing] = {}
         if self._tables is not None:
             pool.cuda.clear(self._tables.address, self._tables.size)
         for tensor in (*inputs, *outputs):
@@ -78,7 +84,7 @@ class FixedBuffers:
             self.addresses[tensor.name] = buffer.address
 
     def load(self, feeds: Mapping[str, Feed]) -> None:
-        """Enqueue the copies of all inputs.
+        """Enqueue the copies of all inputs; the host does not wait, wherever a feed lies.
 
         Raises:
             BackendError: an array is another backend's.
@@ -96,15 +102,16 @@ class FixedBuffers:
             if tensor.is_table:
                 tables[self._offsets[name]] = values
             else:
-                placed.append((tensor, self._pool.upload(values)))
+                self._stage(tensor, values)
         if tables:
             assert self._ring is not None and self._tables is not None
-            self._ring.send(self._tables.address, tables)
+            self._ring.send(self._tables.address, tables, self._table_bytes)
         for tensor, array in placed:
             last = self._loaded.get(tensor.name)
             # An array never changes, so the same one needs no second copy; but tables are overwritten by each upload.
             if not tensor.is_table and last is not None and last() is array:
                 continue
+            array.settle()
             self._pool.cuda.copy(self.addresses[tensor.name], array.address, array.nbytes)
             self._loaded[tensor.name] = weakref.ref(array)
 
@@ -117,10 +124,20 @@ class FixedBuffers:
             result[tensor.name] = array
         return result
 
+    def _stage(self, tensor: Tensor, values: NumpyArray) -> None:
+        """An array of the host that is no table: through page-locked memory, since the caller may change his."""
+        ring = self._staging.get(tensor.name)
+        if ring is None:
+            ring = self._staging[tensor.name] = UploadRing(self._pool.cuda, tensor.nbytes, STAGING_SLOTS)
+        ring.send(self.addresses[tensor.name], {0: values}, values.nbytes)
+        self._loaded.pop(tensor.name, None)
+
     def close(self) -> None:
         """Give all memory back."""
-        if self._ring is not None:
-            self._ring.close()
+        for ring in (self._ring, *self._staging.values()):
+            if ring is not None:
+                ring.close()
+        self._staging.clear()
         if self._tables is not None:
             self._pool.give_back(self._tables)
         while self._buffers:

@@ -6,7 +6,7 @@ import ctypes
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Callable, Optional
 
 import numpy as np
 
@@ -28,15 +28,43 @@ class Buffer:
     size: int
 
 
-class CudaArray:
-    """A tensor in device memory. Its buffer goes back to the pool with the last reference to it."""
+class Arrival:
+    """Something that another stream is still writing. Waiting is done on the device, and once.
 
-    def __init__(self, pool: DevicePool, buffer: Buffer, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    Args:
+        wait: makes the main stream wait.
+    """
+
+    def __init__(self, wait: Callable[[], None]) -> None:
+        self._wait: Optional[Callable[[], None]] = wait
+
+    def wait(self) -> None:
+        wait, self._wait = self._wait, None
+        if wait is not None:
+            wait()
+
+
+class CudaArray:
+    """A tensor in device memory. Its buffer goes back to the pool with the last reference to it.
+
+    Args:
+        arrival: what has to be waited for before the content, or the buffer, is used.
+    """
+
+    def __init__(
+        self,
+        pool: DevicePool,
+        buffer: Buffer,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        arrival: Optional[Arrival] = None,
+    ) -> None:
         self._pool = pool
         self._buffer = buffer
         self._shape = shape
         self._dtype = dtype
-        finalizer = weakref.finalize(self, pool.give_back, buffer)
+        self._arrival = arrival
+        finalizer = weakref.finalize(self, pool.give_back, buffer, arrival)
         # At exit the driver frees everything itself, and may be gone before this would run.
         finalizer.atexit = False
 
@@ -59,7 +87,14 @@ class CudaArray:
     def belongs_to(self, pool: DevicePool) -> bool:
         return self._pool is pool
 
+    def settle(self) -> None:
+        """Let the main stream wait until the content is there; to be called before enqueuing what reads it."""
+        if self._arrival is not None:
+            self._arrival.wait()
+            self._arrival = None
+
     def numpy(self) -> NumpyArray:
+        self.settle()
         result = np.empty(self._shape, self._dtype)
         self._pool.cuda.download(result.ctypes.data, self.address, result.nbytes)
         result.setflags(write=False)
@@ -69,7 +104,8 @@ class CudaArray:
 class DevicePool:
     """Gives out device memory and keeps what comes back, by size.
 
-    All work is on one stream, so a buffer may be given out again while an earlier reader is still enqueued.
+    All work is on one stream, so a buffer may be given out again while an earlier reader is still enqueued. Whoever
+    lets another stream write into a buffer orders that stream behind the main one first.
     """
 
     def __init__(self, cuda: CudaRuntime) -> None:
@@ -105,7 +141,9 @@ class DevicePool:
         self.peak_bytes = max(self.peak_bytes, self.used_bytes)
         return buffer
 
-    def give_back(self, buffer: Buffer) -> None:
+    def give_back(self, buffer: Buffer, arrival: Optional[Arrival] = None) -> None:
+        if arrival is not None:
+            arrival.wait()  # never used: the next owner must not be written into
         self.used_bytes -= buffer.size
         self._free.setdefault(buffer.size, []).append(buffer)
 
@@ -116,9 +154,9 @@ class DevicePool:
             for buffer in buffers:
                 self.cuda.free(buffer.address)
 
-    def array(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> CudaArray:
+    def array(self, shape: tuple[int, ...], dtype: np.dtype[Any], arrival: Optional[Arrival] = None) -> CudaArray:
         """A new array of any content, to be filled once."""
-        return CudaArray(self, self.take(shape_to_bytes(shape, dtype)), shape, dtype)
+        return CudaArray(self, self.take(shape_to_bytes(shape, dtype)), shape, dtype, arrival)
 
     def upload(self, values: NumpyArray) -> CudaArray:
         """A copy of host memory."""
@@ -136,27 +174,29 @@ class UploadRing:
     Args:
         cuda: the runtime.
         size: bytes of one step's tables together.
+        slots: uploads that may be on their way before the host waits for the first of them.
     """
 
-    def __init__(self, cuda: CudaRuntime, size: int) -> None:
+    def __init__(self, cuda: CudaRuntime, size: int, slots: int = UPLOAD_SLOTS) -> None:
         self._cuda = cuda
-        self._size = size
-        self._events = [cuda.create_event() for _ in range(UPLOAD_SLOTS)]
-        self._addresses = [cuda.allocate_host(size) for _ in range(UPLOAD_SLOTS)]
-        self._views: list[NumpyArray] = [
-            np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address)) for address in self._addresses
-        ]
+        self._slots = slots
+        self._events = [cuda.create_event() for _ in range(slots)]
+        self._addresses = [cuda.allocate_host(size) for _ in range(slots)]
+        self._views = [host_view(address, size) for address in self._addresses]
+        for view in self._views:
+            # A table may be shorter than its place; what follows it is an index too, and must be a valid one.
+            view[:] = 0
         self._next = 0
 
-    def send(self, target: int, tables: Mapping[int, NumpyArray]) -> None:
-        """Enqueue copying ``tables``, by their offsets, to ``target``."""
-        slot, self._next = self._next, (self._next + 1) % UPLOAD_SLOTS
+    def send(self, target: int, tables: Mapping[int, NumpyArray], size: int) -> None:
+        """Enqueue copying ``tables``, by their offsets, to ``target``: the first ``size`` bytes."""
+        slot, self._next = self._next, (self._next + 1) % self._slots
         self._cuda.wait_event(self._events[slot])
         view = self._views[slot]
         for offset, values in tables.items():
             flat = np.ascontiguousarray(values).view(np.uint8).reshape(-1)
             view[offset : offset + flat.size] = flat
-        self._cuda.upload(target, self._addresses[slot], self._size)
+        self._cuda.upload(target, self._addresses[slot], size)
         self._cuda.record_event(self._events[slot])
 
     def close(self) -> None:
@@ -164,6 +204,12 @@ class UploadRing:
         self._views.clear()
         while self._addresses:
             self._cuda.free_host(self._addresses.pop())
+
+
+def host_view(address: int, size: int) -> NumpyArray:
+    """The bytes of page-locked host memory, to read and write."""
+    view: NumpyArray = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
+    return view
 
 
 def shape_to_bytes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:

@@ -17,6 +17,7 @@ from freeprompt.bundle import Bundle
 from freeprompt.engines.cuda_buffers import FixedBuffers, Tensor
 from freeprompt.engines.cuda_memory import CudaArray, DevicePool
 from freeprompt.engines.cuda_runtime import CudaRuntime
+from freeprompt.engines.cuda_spill import Spill
 from freeprompt.engines.onnxruntime_backend import (
     PROVIDERS,
     check_available,
@@ -35,12 +36,12 @@ _NOT_RECORDED = -1
 
 @dataclass
 class _Bound:
-    """Buffers and binding for one set of input shapes; ``number`` is the provider's number for its recording."""
+    """Buffers, binding and options of a run for one set of input shapes."""
 
     buffers: FixedBuffers
     binding: Any
     shapes: dict[str, tuple[int, ...]]
-    number: int
+    options: Any
 
 
 class BoundSession:
@@ -71,17 +72,10 @@ class BoundSession:
             if bound is None:
                 bound = self._bound[key] = self._bind(feeds, len(self._bound) + 1)
             bound.buffers.load(feeds)
-            self._launch(bound.binding, bound.number if self._recorded else _NOT_RECORDED)
+            self._session.run_with_iobinding(bound.binding, bound.options)
             return dict(bound.buffers.outputs(bound.shapes))
         except Exception as error:  # the library raises plain RuntimeError and classes of its own
             raise failure(self._graph, error) from error
-
-    def _launch(self, binding: Any, number: int) -> None:
-        options = ort.RunOptions()
-        options.add_run_config_entry("gpu_graph_id", str(number))
-        # Everything is on one stream: whoever needs a value on the host waits for it.
-        options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        self._session.run_with_iobinding(binding, options)
 
     def _bind(self, feeds: Mapping[str, Feed], number: int) -> _Bound:
         shapes = {spec.name: tuple(feeds[spec.name].shape) for spec in self._spec.inputs}
@@ -95,7 +89,8 @@ class BoundSession:
         for tensor in outputs:
             address = buffers.addresses[tensor.name]
             binding.bind_output(tensor.name, "cuda", 0, tensor.dtype.type, tensor.shape, address)
-        return _Bound(buffers, binding, {tensor.name: tensor.shape for tensor in outputs}, number)
+        options = run_options(number if self._recorded else _NOT_RECORDED)
+        return _Bound(buffers, binding, {tensor.name: tensor.shape for tensor in outputs}, options)
 
     def _find_outputs(self, feeds: Mapping[str, Feed], inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Run once with outputs of the library's own, to learn their shapes."""
@@ -107,11 +102,20 @@ class BoundSession:
             binding.bind_input(tensor.name, "cuda", 0, tensor.dtype.type, tensor.shape, address)
         for spec in self._spec.outputs:
             binding.bind_output(spec.name, "cuda")
-        self._launch(binding, _NOT_RECORDED)
+        self._session.run_with_iobinding(binding, run_options(_NOT_RECORDED))
         shapes = [tuple(value.shape()) for value in binding.get_outputs()]
         self._pool.cuda.synchronize()
         buffers.close()
         return tuple(Tensor(s.name, np.dtype(s.dtype), shape) for s, shape in zip(self._spec.outputs, shapes))
+
+
+def run_options(number: int) -> Any:
+    """Options of a run; ``number`` is the provider's for its recording."""
+    options = ort.RunOptions()
+    options.add_run_config_entry("gpu_graph_id", str(number))
+    # Everything is on one stream: whoever needs a value on the host waits for it.
+    options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+    return options
 
 
 class BoundOnnxRuntimeBackend:
@@ -129,6 +133,7 @@ class BoundOnnxRuntimeBackend:
         check_available("cuda")
         self.cuda = CudaRuntime() if cuda is None else cuda
         self.pool = DevicePool(self.cuda)
+        self._spill = Spill(self.pool)
         self._cuda_graphs = cuda_graphs
         # Graph -> why it is not recorded although that was asked for.
         self.fallbacks: dict[str, str] = {}
@@ -156,3 +161,9 @@ class BoundOnnxRuntimeBackend:
 
     def upload(self, array: NumpyArray) -> CudaArray:
         return self.pool.upload(np.asarray(array))
+
+    def spill(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        return self._spill.spill(arrays)
+
+    def fetch(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        return self._spill.fetch(arrays)

@@ -50,7 +50,7 @@ def import_cudart() -> Any:
 
 
 class CudaRuntime:
-    """The runtime on one device, with the one stream that everything is enqueued on.
+    """The runtime on one device, with the one stream that everything is enqueued on (but copies: ``cuda_spill``).
 
     One stream makes buffers safe to use again as soon as the host has let go of them: whatever still reads them was
     enqueued earlier.
@@ -127,15 +127,21 @@ class CudaRuntime:
     def free_host(self, address: int) -> None:
         self._check(self._cudart.cudaFreeHost(address), "free locked host memory")
 
+    def create_stream(self) -> Any:
+        """A further stream, for copies beside the work of the main one. What is on two streams is ordered by
+        ``wait_on_device`` alone; the methods that take a ``stream`` mean the main one where none is given."""
+        cudart = self._cudart
+        return self._check(cudart.cudaStreamCreateWithFlags(cudart.cudaStreamNonBlocking), "create a stream")
+
     def clear(self, address: int, size: int) -> None:
         """Enqueue filling with zeros."""
         cudart = self._cudart
         self._check(cudart.cudaMemsetAsync(address, 0, size, self._stream), "clear device memory")
 
-    def upload(self, target: int, source: int, size: int) -> None:
+    def upload(self, target: int, source: int, size: int, stream: Any = None) -> None:
         """Enqueue a copy from host memory; the source may be changed when the copy's event has passed."""
         kind = self._cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
-        self._copy(target, source, size, kind)
+        self._copy(target, source, size, kind, stream)
 
     def copy(self, target: int, source: int, size: int) -> None:
         """Enqueue a copy within the device."""
@@ -144,21 +150,33 @@ class CudaRuntime:
 
     def download(self, target: int, source: int, size: int) -> None:
         """Copy to host memory and wait for it."""
-        kind = self._cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        self._copy(target, source, size, kind)
+        self.download_later(target, source, size)
         self.synchronize()
 
-    def synchronize(self) -> None:
+    def download_later(self, target: int, source: int, size: int, stream: Any = None) -> None:
+        """Enqueue a copy to page-locked host memory; it is there when the copy's event has passed."""
+        kind = self._cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        self._copy(target, source, size, kind, stream)
+
+    def synchronize(self, stream: Any = None) -> None:
         """Wait until everything enqueued is done. An error of an earlier kernel surfaces here."""
-        self._check(self._cudart.cudaStreamSynchronize(self._stream), "finish what was enqueued")
+        result = self._cudart.cudaStreamSynchronize(self._stream if stream is None else stream)
+        self._check(result, "finish what was enqueued")
 
     def create_event(self, timing: bool = False) -> Any:
         cudart = self._cudart
         flags = cudart.cudaEventDefault if timing else cudart.cudaEventDisableTiming
         return self._check(cudart.cudaEventCreateWithFlags(flags), "create an event")
 
-    def record_event(self, event: Any) -> None:
-        self._check(self._cudart.cudaEventRecord(event, self._stream), "record an event")
+    def record_event(self, event: Any, stream: Any = None) -> None:
+        result = self._cudart.cudaEventRecord(event, self._stream if stream is None else stream)
+        self._check(result, "record an event")
+
+    def wait_on_device(self, event: Any, stream: Any = None) -> None:
+        """Let what is enqueued from now on wait for the event as it was last recorded; the host does not wait. The
+        event may be recorded anew at once."""
+        result = self._cudart.cudaStreamWaitEvent(self._stream if stream is None else stream, event, 0)
+        self._check(result, "wait for an event on the device")
 
     def wait_event(self, event: Any) -> None:
         """Wait on the host until the event has passed; at once if it was never recorded."""
@@ -198,9 +216,9 @@ class CudaRuntime:
     def destroy_graph(self, graph: Any) -> None:
         self._check(self._cudart.cudaGraphExecDestroy(graph), "destroy a graph")
 
-    def _copy(self, target: int, source: int, size: int, kind: Any) -> None:
+    def _copy(self, target: int, source: int, size: int, kind: Any, stream: Any = None) -> None:
         cudart = self._cudart
-        result = cudart.cudaMemcpyAsync(target, source, size, kind, self._stream)
+        result = cudart.cudaMemcpyAsync(target, source, size, kind, self._stream if stream is None else stream)
         self._check(result, f"copy {size} bytes")
 
     def _check(self, result: Any, action: str) -> Any:

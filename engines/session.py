@@ -85,6 +85,19 @@ class Backend(Protocol):
         ...
 
 
+@runtime_checkable
+class SpillingBackend(Protocol):
+    """What a backend offers whose device memory is scarcer than the host's. Optional: see ``spill`` and ``fetch``."""
+
+    def spill(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        """The same arrays in host memory, from where the device copies. Only enqueues; the caller drops the others."""
+        ...
+
+    def fetch(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        """The same arrays in device memory, to be used at once: the copy runs beside what is enqueued already."""
+        ...
+
+
 @dataclass(frozen=True)
 class HostArray:
     """An array in host memory."""
@@ -105,6 +118,20 @@ class HostArray:
 
     def numpy(self) -> NumpyArray:
         return self.values
+
+
+def spill(backend: Backend, arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """The arrays in host memory, by whatever means the backend has."""
+    if isinstance(backend, SpillingBackend):
+        return backend.spill(arrays)
+    return {name: HostArray(array.numpy()) for name, array in arrays.items()}
+
+
+def fetch(backend: Backend, arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """Arrays that ``spill`` gave, or another backend's, in the memory of this one."""
+    if isinstance(backend, SpillingBackend):
+        return backend.fetch(arrays)
+    return {name: backend.upload(array.numpy()) for name, array in arrays.items()}
 
 
 def check_feeds(graph: str, specs: tuple[TensorSpec, ...], feeds: Mapping[str, Feed]) -> dict[str, int]:

@@ -13,6 +13,7 @@ from freeprompt.engines.cuda_buffers import FixedBuffers, Tensor
 from freeprompt.engines.cuda_graph import Launcher
 from freeprompt.engines.cuda_memory import Buffer, CudaArray, DevicePool
 from freeprompt.engines.cuda_runtime import CudaRuntime
+from freeprompt.engines.cuda_spill import Spill
 from freeprompt.engines.session import Array, Feed, NumpyArray, check_feeds
 from freeprompt.engines.tensorrt_engine import Context, Engine
 from freeprompt.engines.tensorrt_library import import_tensorrt
@@ -229,6 +230,7 @@ class TensorRTBackend:
         self.machine = Machine(str(self.trt.__version__), info.capability, info.name)
         self.pool = DevicePool(self.cuda)
         self._scratch = Scratch(self.pool)
+        self._spill = Spill(self.pool)
         self._trust = trust
         self._cuda_graphs = cuda_graphs
         self._weight_budget = weight_budget
@@ -265,6 +267,12 @@ class TensorRTBackend:
 
     def upload(self, array: NumpyArray) -> CudaArray:
         return self.pool.upload(np.asarray(array))
+
+    def spill(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        return self._spill.spill(arrays)
+
+    def fetch(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        return self._spill.fetch(arrays)
 
     def synchronize(self) -> None:
         """Wait for everything enqueued; for measurements."""

@@ -138,6 +138,13 @@ def add_limit_options(parser: argparse.ArgumentParser) -> None:
         help="most memory for what is recorded of the source; steps that do not fit run a source row instead, "
         "with the same result (default: 2048)",
     )
+    parser.add_argument(
+        "--device-record-megabytes",
+        type=natural_number,
+        metavar="N",
+        help="most of it that is in the GPU's memory; the rest waits in the host's and comes back while earlier "
+        "steps run, with the same result (default: all of it)",
+    )
 
 
 def edit_settings(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -184,7 +191,8 @@ def load_editor(arguments: argparse.Namespace, verify: bool = True) -> Editor:
     from freeprompt.editor import Editor, Limits
 
     given = {"rows": getattr(arguments, "max_rows", None)}
-    if getattr(arguments, "record_megabytes", None) is not None:
-        given["record_bytes"] = arguments.record_megabytes * 1_000_000
+    for option, name in (("record_megabytes", "record_bytes"), ("device_record_megabytes", "device_record_bytes")):
+        if getattr(arguments, option, None) is not None:
+            given[name] = getattr(arguments, option) * 1_000_000
     limits = Limits(**{name: value for name, value in given.items() if value is not None})
     return Editor.load(arguments.bundle, arguments.backend, threads=arguments.threads, verify=verify, limits=limits)

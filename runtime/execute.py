@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -14,6 +15,12 @@ from freeprompt.runtime.schedule import Schedule
 
 # Recorded rows of one pass: input name of the step graph (record_NN) -> [rows of the pass, N, C].
 RecordedRows = Mapping[str, Array]
+
+
+class Records(Protocol):
+    """Recorded rows by pass: a list, or ``runtime.recording.Reader``."""
+
+    def __getitem__(self, number: int, /) -> RecordedRows: ...
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,7 @@ def run_steps(
     latents: Array,
     encoder_hidden_states: Array,
     trajectory: Sequence[Array] = (),
-    records: Sequence[RecordedRows] = (),
+    records: Records = (),
 ) -> Iterator[StepResult]:
     """Run a plan's steps one by one; stop iterating to cancel.
 

@@ -68,14 +68,13 @@ class Inversion:
         return sum(record.nbytes for record in self.records.values())
 
     def levels_on(self, backend: Backend) -> tuple[Array, ...]:
-        """Latents by level in the memory of ``backend``, moved there once, records with them.."""
+        """Latents by level in the memory of ``backend``, moved there once. Records are then on the host: whoever uses
+        them places them."""
         if self._levels is None or self._backend is not backend:
             trajectory = self.trajectory
             moved = tuple(backend.upload(np.ascontiguousarray(level)) for level in trajectory)
             for record in self.records.values():
-                record.rows = [
-                    {name: backend.upload(array.numpy()) for name, array in rows.items()} for rows in record.rows
-                ]
+                record.move_to_host()
             self._levels, self._backend = moved, backend
         return self._levels
 

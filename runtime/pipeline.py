@@ -13,7 +13,7 @@ from freeprompt.engines.session import Array, NumpyArray
 from freeprompt.errors import InversionError, UsageError
 from freeprompt.manifest import Manifest
 from freeprompt.runtime import recording, stages
-from freeprompt.runtime.execute import RecordedRows, StepResult, run_steps
+from freeprompt.runtime.execute import Records, StepResult, run_steps
 from freeprompt.runtime.graphs import Graphs
 from freeprompt.runtime.inversion import Inversion
 from freeprompt.runtime.plan import Plan, RecordPass
@@ -41,13 +41,20 @@ class Limits:
         rows: most rows of one evaluation; more targets than fit are edited in chunks.
         record_bytes: most bytes of recorded rows that one inversion holds; steps that do not fit are given a
             source row instead, with the same result.
+        device_record_bytes: most bytes of these that are in the device's memory; what is beyond waits in page-locked
+            host memory and comes back while earlier steps run, with the same result. Two passes (of
+            ``recording.BATCH`` rows) are on the device in any case. None: all of them. Says nothing on the CPU.
     """
 
     rows: int = 8
     record_bytes: int = 2 << 30
+    device_record_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        for name, value, least in (("max_rows", self.rows, 3), ("record_bytes", self.record_bytes, 0)):
+        fields = [("max_rows", self.rows, 3), ("record_bytes", self.record_bytes, 0)]
+        if self.device_record_bytes is not None:
+            fields.append(("device_record_bytes", self.device_record_bytes, 0))
+        for name, value, least in fields:
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise UsageError(f"{name} must be a whole number from {least} on, not {value!r}")
 
@@ -89,11 +96,13 @@ class Pipeline:
         height, width = latents.shape[2:]
         plan = self.plan_inversion(schedule, mode, height, width, limits or Limits())
         levels, record = [latents], recording.Record()
+        resident = self._resident(recording.passes_of(plan), (height, width), limits or Limits())
         for result in self._run(plan, schedule, latents, observer):
             levels.append(result.after)
             if result.recorded:
                 step = result.step
                 record.append(RecordPass((step.next_level,), (step.timestep,)), result.recorded)
+                record.place(self.graphs.backend, resident, len(record.rows) - 1)
         bundle, backend = self.graphs.bundle, self.graphs.backend
         inversion = Inversion.from_levels(schedule.steps, "", bundle.sha256, tuple(levels), backend)
         inversion.records[recording.FROM_INVERSION] = record
@@ -149,7 +158,8 @@ class Pipeline:
             plan = plan_edit(
                 self.manifest, schedule, source_prompt, targets[start : start + chunk], settings, passes, made
             )
-            plans.append(replace(plan, record_bytes=bytes_each) if passes else plan)
+            resident = self._resident(passes, size, limits)
+            plans.append(replace(plan, record_bytes=bytes_each, resident=resident) if passes else plan)
             made = len(passes)
         return tuple(plans)
 
@@ -183,16 +193,20 @@ class Pipeline:
         plans = self.plan_edits(
             schedule, inversion.prompt, targets, settings, inversion.size, mode, limits, tuple(record.passes)
         )
-        finished = []
+        finished, backend = [], self.graphs.backend
         for plan in plans:
             embeddings = self.embed(plan.texts)
+            resident = len(plan.passes) if plan.resident is None else plan.resident
+            record.place(backend, resident)
             for made in plan.passes[len(record.passes) :]:
-                rows = recording.run_record_pass(self.graphs, made, inversion.trajectory, embeddings)
-                record.append(made, rows)
+                # No name for the rows here: whoever holds them keeps their device memory from being used again.
+                record.append(made, recording.run_record_pass(self.graphs, made, inversion.trajectory, embeddings))
+                record.place(backend, resident, len(record.rows) - 1)
             start, count = levels[-1], len(plan.steps[0].row_weight)
             if count > 1:
-                start = self.graphs.backend.upload(np.repeat(start.numpy(), count, axis=0))
-            results = self._run(plan, schedule, start, observer, levels, record.rows)
+                start = backend.upload(np.repeat(start.numpy(), count, axis=0))
+            reader = recording.Reader(record, plan, backend)
+            results = self._run(plan, schedule, start, observer, levels, reader)
             finished.append(_last(results, start))
         return np.concatenate(finished)
 
@@ -249,6 +263,11 @@ class Pipeline:
             self._embeddings[texts] = embeddings
         return self._embeddings[texts]
 
+    def _resident(self, passes: Sequence[RecordPass], size: tuple[int, int], limits: Limits) -> int:
+        """How many of the passes stay in the device's memory."""
+        budget = None if self.graphs.backend.device == "cpu" else limits.device_record_bytes
+        return recording.resident_passes(passes, recording.row_bytes(self.manifest, *size), budget)
+
     def _run(
         self,
         plan: Plan,
@@ -256,7 +275,7 @@ class Pipeline:
         latents: Array,
         observer: Observer,
         trajectory: Sequence[Array] = (),
-        records: Sequence[RecordedRows] = (),
+        records: Records = (),
     ) -> Iterator[StepResult]:
         embeddings = self.embed(plan.texts)
         results = run_steps(self.graphs, plan, latents, embeddings, trajectory, records)

@@ -91,6 +91,7 @@ class Plan:
         made: how many of ``passes``, from the first, have been made before; the others are made first.
         record_cost: multiply-adds of a row of the record graph relative to a whole row.
         record_bytes: size of one recorded row over all recorded layers.
+        resident: how many of ``passes``, from the first, are held on the device, the others on the host; None: all.
     """
 
     name: str
@@ -104,6 +105,7 @@ class Plan:
     made: int = 0
     record_cost: float = 1.0
     record_bytes: int = 0
+    resident: Optional[int] = None
 
     @property
     def record_rows(self) -> int:
@@ -127,6 +129,19 @@ class Plan:
     def total_record_bytes(self) -> int:
         """Bytes of recorded rows that are held while the plan runs."""
         return self.record_bytes * sum(len(record.levels) for record in self.passes)
+
+    @property
+    def host_record_bytes(self) -> int:
+        """Those of them that wait in host memory. Two passes at a time of these are on the device besides."""
+        waiting = () if self.resident is None else self.passes[self.resident :]
+        return self.record_bytes * sum(len(record.levels) for record in waiting)
+
+    @property
+    def device_record_bytes(self) -> int:
+        """Most bytes of recorded rows that are on the device at a time."""
+        waiting = () if self.resident is None else self.passes[self.resident :]
+        moving = sorted((len(record.levels) for record in waiting), reverse=True)[:2]
+        return self.total_record_bytes - self.host_record_bytes + self.record_bytes * sum(moving)
 
 
 def step_to_inputs(plan: Plan, step: Step) -> dict[str, NumpyArray]:
@@ -173,6 +188,11 @@ def plan_to_text(plans: tuple[Plan, ...]) -> str:
                 f"{plan.record_cost:.3f} of a row, {made} rows made before; "
                 f"holds {plan.total_record_bytes / 1e6:.2f} MB ({plan.record_bytes / 1e6:.3f} MB a row)"
             )
+            if plan.host_record_bytes:
+                lines.append(
+                    f"  of it {plan.host_record_bytes / 1e6:.2f} MB wait in host memory and come back pass by pass; "
+                    f"on the device are at most {plan.device_record_bytes / 1e6:.2f} MB"
+                )
         lines.extend(f"  {line}" for line in _runs(plan))
     kinds: Counter[str] = Counter()
     for plan in plans:

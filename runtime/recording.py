@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from freeprompt.engines.session import Array, NumpyArray
+from freeprompt.engines.session import Array, Backend, HostArray, NumpyArray, fetch, spill
 from freeprompt.errors import UsageError
 from freeprompt.manifest import Manifest
 from freeprompt.runtime.execute import RecordedRows
@@ -37,10 +37,14 @@ BATCH = 4
 
 @dataclass
 class Record:
-    """Recorded rows, by pass. ``rows[i]`` maps input names of the step graph to [rows of the pass, N, C]."""
+    """Recorded rows, by pass. ``rows[i]`` maps input names of the step graph to [rows of the pass, N, C].
+
+    ``on_device`` says of each pass whether it lies in the backend's own memory, or waits in the host's.
+    """
 
     passes: list[RecordPass] = field(default_factory=list)
     rows: list[RecordedRows] = field(default_factory=list)
+    on_device: list[bool] = field(default_factory=list)
 
     @property
     def nbytes(self) -> int:
@@ -50,9 +54,55 @@ class Record:
     def levels(self) -> set[int]:
         return {level for record in self.passes for level in record.levels}
 
-    def append(self, record: RecordPass, rows: RecordedRows) -> None:
+    def append(self, record: RecordPass, rows: RecordedRows, on_device: bool = True) -> None:
         self.passes.append(record)
         self.rows.append(rows)
+        self.on_device.append(on_device)
+
+    def move_to_host(self) -> None:
+        """Leave a backend's memory, to be placed in another's."""
+        for number, rows in enumerate(self.rows):
+            self.rows[number] = {name: HostArray(array.numpy()) for name, array in rows.items()}
+            self.on_device[number] = False
+
+    def place(self, backend: Backend, resident: int, start: int = 0) -> None:
+        """Keep the first ``resident`` passes on the device and the others on the host, from pass ``start`` on.
+
+        They go one by one, so that there is never more on the device than before and after.
+        """
+        for number in reversed(range(start, len(self.rows))):  # to the host first: that makes room
+            wanted = number < resident
+            if not wanted:
+                self.rows[number] = spill(backend, self.rows[number])
+            elif not self.on_device[number]:
+                self.rows[number] = fetch(backend, self.rows[number])
+            self.on_device[number] = wanted
+
+
+class Reader:
+    """A record while a plan runs: passes that wait on the host come back one ahead of the steps that read them.
+
+    ``reader[n]`` are the rows of pass n, the same arrays until another pass is asked for.
+    """
+
+    def __init__(self, record: Record, plan: Plan, backend: Backend) -> None:
+        self._record = record
+        self._backend = backend
+        used = list(dict.fromkeys(step.record for step in plan.steps if step.record is not None))
+        self._next = dict(zip(used, used[1:]))
+        self._fetched: dict[int, RecordedRows] = {}
+        self._current: int | None = None
+
+    def __getitem__(self, number: int) -> RecordedRows:
+        if number != self._current:
+            self._current = number
+            ahead = self._next.get(number)
+            # The pass before this one is let go first: two are on the device at most.
+            self._fetched = {n: rows for n, rows in self._fetched.items() if n in (number, ahead)}
+            for wanted in (number, ahead):
+                if wanted is not None and not self._record.on_device[wanted] and wanted not in self._fetched:
+                    self._fetched[wanted] = fetch(self._backend, self._record.rows[wanted])
+        return self._fetched.get(number, self._record.rows[number])
 
 
 def row_bytes(manifest: Manifest, height: int, width: int) -> int:
@@ -61,6 +111,30 @@ def row_bytes(manifest: Manifest, height: int, width: int) -> int:
     return sum(
         height * width // 4**layer.level * layer.channels * size for layer in manifest.layers if layer.recordable
     )
+
+
+def resident_passes(passes: Sequence[RecordPass], bytes_each: int, budget: int | None) -> int:
+    """How many passes, from the first, stay on the device.
+
+    Each is read once in an edit, so that any choice of as many costs the same traffic; the first are kept, since
+    nothing has to be waited for then when the steps begin. Where some are not kept, two are on the device at a time:
+    the one that is read and the one that comes next. They are taken off the budget, and are there even if it is less.
+
+    Args:
+        bytes_each: of a recorded row.
+        budget: bytes; None: no bound.
+    """
+    sizes = [bytes_each * len(record.levels) for record in passes]
+    if budget is None or sum(sizes) <= budget:
+        return len(sizes)
+    left = budget - 2 * max(sizes)
+    count = 0
+    for size in sizes:
+        left -= size
+        if left < 0:
+            break
+        count += 1
+    return count
 
 
 def choose_mode(mode: str, manifest: Manifest, settings: EditSettings) -> str:

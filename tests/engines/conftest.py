@@ -28,8 +28,14 @@ class Machine:
     backend: TensorRTBackend
 
     @classmethod
-    def create(cls, version: str = "10.16.1.11", limit: int = 1 << 30, cuda_graphs: bool = True) -> Machine:
-        cudart = FakeCudart(limit)
+    def create(
+        cls,
+        version: str = "10.16.1.11",
+        limit: int = 1 << 30,
+        cuda_graphs: bool = True,
+        eager: tuple[int, ...] = (),
+    ) -> Machine:
+        cudart = FakeCudart(limit, eager=eager)
         trt = FakeTensorRT(version, cudart)
         backend = TensorRTBackend(cuda_graphs=cuda_graphs, trt=trt, cuda=CudaRuntime(cudart))
         return cls(cudart, trt, backend)

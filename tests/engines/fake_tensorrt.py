@@ -15,7 +15,7 @@ from typing import Any, Callable
 import numpy as np
 import onnxruntime as ort
 
-from tests.engines.fake_cuda import FakeCudart
+from tests.engines.fake_cuda import MAIN, FakeCudart
 
 NAMES = {"tensor(float)": "FLOAT", "tensor(float16)": "HALF", "tensor(int32)": "INT32", "tensor(int64)": "INT64"}
 NUMPY = {"FLOAT": np.float32, "HALF": np.float16, "INT32": np.int32, "INT64": np.int64}
@@ -333,7 +333,8 @@ class FakeContext:
 
     def execute_async_v3(self, stream: int) -> bool:
         cuda = self._trt.cuda
-        assert stream == 77
+        assert stream == MAIN
+        cuda.calls["enqueue"] += 1
         if cuda.capture is not None and self._trt.breaks_capture:
             return False
         # The address is looked at now and used later, as kernels do.
