@@ -1,7 +1,9 @@
 """Joins a run's trained parts into a pipeline folder.
 
 `python -m benchmarks.embedded.checkpoint --run FOLDER --out FOLDER` takes the averaged weights of
-`unet.pt` and `vae.pt`, at whatever stage they are, and writes float16 safetensors.
+`unet.pt` and `vae.pt`, at whatever stage they are, and writes float16 safetensors. With
+`--vae-from FOLDER` the autoencoder is that of another pipeline folder, as for a run that went on
+from one (`train.py --start-from`).
 """
 
 from __future__ import annotations
@@ -9,12 +11,15 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
-from typing import Any
+from typing import Any, Optional
 
 import torch
+from safetensors.torch import load_file
 
 from benchmarks.embedded import model
 from benchmarks.embedded.settings import TrainConfig
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
@@ -28,15 +33,29 @@ def _fill(modules: list[torch.nn.Module], values: list[torch.Tensor]) -> None:
         torch._foreach_copy_(parameters, values)
 
 
-def join(folder: pathlib.Path, out: pathlib.Path, sizes: model.ModelConfig) -> dict[str, int]:
-    """Writes the pipeline folder `out` from the run in `folder`; returns samples seen by part."""
+def join(
+    folder: pathlib.Path, out: pathlib.Path, sizes: model.ModelConfig, vae_from: Optional[pathlib.Path] = None
+) -> dict[str, int]:
+    """Writes the pipeline folder `out` from the run in `folder`; returns samples seen by part.
+
+    Args:
+        folder: of the run.
+        out: pipeline folder; its files are overwritten.
+        sizes: of the parts.
+        vae_from: pipeline folder that gives the autoencoder; None: `vae.pt` of the run.
+    """
     tokenizer = model.make_tokenizer()
     unet = model.make_unet(sizes)
     text_encoder = model.make_text_encoder(sizes, tokenizer)
+    states = {"unet": _read(folder / "unet.pt")}
+    _fill([unet, text_encoder], states["unet"]["average"])
     vae = model.make_vae(sizes)
-    denoiser, autoencoder = _read(folder / "unet.pt"), _read(folder / "vae.pt")
-    _fill([unet, text_encoder], denoiser["average"])
-    _fill([vae], autoencoder["average"])
+    if vae_from is None:
+        states["vae"] = _read(folder / "vae.pt")
+        _fill([vae], states["vae"]["average"])
+    else:
+        # Not `from_pretrained`: that would write the folder's name into the configuration.
+        vae.load_state_dict(load_file(vae_from / "vae" / WEIGHTS))
     model.save_pipeline(
         out,
         unet=unet.half().eval(),
@@ -44,14 +63,11 @@ def join(folder: pathlib.Path, out: pathlib.Path, sizes: model.ModelConfig) -> d
         tokenizer=tokenizer,
         vae=vae.half().eval(),
     )
-    batches = {}
-    for part in ("unet", "vae"):
+    seen = {}
+    for part, state in states.items():
         lines = (folder / f"{part}.settings.jsonl").read_text(encoding="utf-8").splitlines()
-        batches[part] = int(json.loads(lines[-1]).get("batch", TrainConfig.batch))
-    return {
-        "unet": int(denoiser["step_count"]) * batches["unet"],
-        "vae": int(autoencoder["step_count"]) * batches["vae"],
-    }
+        seen[part] = int(state["step_count"]) * int(json.loads(lines[-1]).get("batch", TrainConfig.batch))
+    return seen
 
 
 def main() -> None:
@@ -59,8 +75,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=pathlib.Path, required=True)
     parser.add_argument("--out", type=pathlib.Path, required=True)
+    parser.add_argument("--vae-from", type=pathlib.Path, help="pipeline folder whose autoencoder is taken")
     options = parser.parse_args()
-    seen = join(options.run, options.out, model.ModelConfig())
+    seen = join(options.run, options.out, model.ModelConfig(), options.vae_from)
     print(json.dumps({"samples": seen}))
 
 

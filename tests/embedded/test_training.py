@@ -10,6 +10,7 @@ from typing import Callable, Union
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
 
 from benchmarks.embedded import checkpoint, figures, model, progress, train, world
 from benchmarks.embedded.autoencoder import AutoencoderTraining
@@ -181,6 +182,24 @@ def test_checkpoint_opens_and_edits(tmp_path: pathlib.Path) -> None:
         assert colour.shape == shape.shape == images.shape
     assert editing.generate(prompts, 2, 3.0).shape == images.shape
     assert editing.reconstruct(images, 2).shape == images.shape
+
+
+def test_checkpoint_keeps_the_autoencoder_that_a_run_started_beside(tmp_path: pathlib.Path) -> None:
+    start = _pipeline_folder(tmp_path / "start", 5)
+    training = DenoiserTraining(CONFIG, SIZES, start_from=start)
+    train.run(training, CONFIG, tmp_path, "unet", 1e9)
+    (tmp_path / "unet.settings.jsonl").write_text('{"batch": 4}\n', encoding="utf-8")
+    assert checkpoint.join(tmp_path, tmp_path / "out", SIZES, start) == {"unet": 24}
+    made = StableDiffusionPipeline.from_pretrained(str(tmp_path / "out"), safety_checker=None, local_files_only=True)
+    vae = "vae/diffusion_pytorch_model.safetensors"
+    before, after = (load_file(folder / vae) for folder in (start, tmp_path / "out"))
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    for part in ("vae", "unet", "text_encoder"):
+        configurations = [(folder / part / "config.json").read_text() for folder in (start, tmp_path / "out")]
+        assert configurations[0] == configurations[1]
+    kept = [*made.unet.parameters(), *made.text_encoder.parameters()]
+    for mine, average in zip(kept, training.average.values):
+        assert torch.equal(mine, average.half().to(mine.dtype))
 
 
 def test_encoder_starts_near_the_analytic_latents() -> None:
