@@ -1,4 +1,4 @@
-"""``freeprompt build``: TensorRT engines for the GPU of this machine."""
+"""``freeprompt build``: engines for the GPU of this machine."""
 
 from __future__ import annotations
 
@@ -17,14 +17,35 @@ DESCRIPTION = """\
 Build TensorRT engines of BUNDLE for the GPU of this machine, and keep them in it. An engine holds
 for one GPU architecture and one TensorRT version. Each is compared with ONNX Runtime on the CPU;
 one that does not agree is not kept. What was built before is not built again, so that a build that
-was interrupted goes on where it was."""
+was interrupted goes on where it was.
+
+With --backend ort-tensorrt the engines are those of ONNX Runtime's TensorRT provider, which builds
+them when a shape first runs: this runs and checks every shape once, so that an edit need not wait."""
+
+# Backends that have nothing to build, and why.
+NOTHING_TO_BUILD = {
+    "cpu": "runs the graphs as they were exported",
+    "cuda": "runs the graphs as they were exported and prepares them when they are loaded",
+}
+# Options that only TensorRT's own builder takes, by their names in the parsed arguments.
+TENSORRT_ONLY = ("range", "profile", "workspace", "optimization_level", "stream_weights", "trust", "references")
 
 
 def register(subparsers: clioptions.Subparsers) -> None:
     """Add the command."""
     parser = clioptions.add_command(subparsers, "build", run, "build TensorRT engines for this machine", DESCRIPTION)
+    add_options(parser)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
     parser.add_argument("bundle", metavar="BUNDLE", help="the bundle's folder")
-    parser.add_argument("--backend", default="tensorrt", choices=("tensorrt",), help="what to build for")
+    parser.add_argument(
+        "--backend",
+        default="tensorrt",
+        metavar="B",
+        help="what to build for: tensorrt or ort-tensorrt (default: tensorrt); the others have nothing to build",
+    )
     parser.add_argument(
         "--size",
         action="append",
@@ -88,6 +109,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
     from freeprompt.bundle import Bundle
 
+    _check_backend(arguments)
     bundle = Bundle.open(arguments.bundle)
     shapes = _shapes(bundle, arguments)
     for graph in arguments.graph or ():
@@ -95,6 +117,9 @@ def run(arguments: argparse.Namespace) -> None:
     stages = Stages(arguments.quiet)
     if arguments.references:
         _make_references(bundle, shapes, arguments, stages)
+        return
+    if arguments.backend == "ort-tensorrt":
+        _warm_provider(bundle, shapes, arguments, stages)
         return
     from freeprompt.engines.tensorrt_bundle import BundleBuild, build_bundle
     from freeprompt.engines.tensorrt_session import TensorRTBackend
@@ -113,6 +138,43 @@ def run(arguments: argparse.Namespace) -> None:
         for outcome in build_bundle(bundle, build, backend, progress=stages.line):
             if not arguments.quiet:
                 print(_outcome_to_line(outcome), flush=True)
+    if not arguments.quiet:
+        print(stages.summary())
+
+
+def _check_backend(arguments: argparse.Namespace) -> None:
+    """Raises UsageError for a backend that has nothing to build, or an option that means nothing to it."""
+    from freeprompt.engines.select import BACKENDS
+    from freeprompt.errors import UsageError
+
+    name = arguments.backend
+    if name in NOTHING_TO_BUILD:
+        raise UsageError(
+            f"--backend {name} needs no build: it {NOTHING_TO_BUILD[name]}. "
+            "Build for tensorrt (the default) or ort-tensorrt"
+        )
+    if name not in BACKENDS:
+        raise UsageError(f"unknown backend {name!r}; build takes tensorrt or ort-tensorrt")
+    if name == "auto":
+        raise UsageError("--backend auto is a choice among backends; build takes tensorrt or ort-tensorrt")
+    if name == "tensorrt":
+        return
+    defaults = argparse.ArgumentParser()
+    add_options(defaults)
+    for option in TENSORRT_ONLY:
+        if getattr(arguments, option) != defaults.get_default(option):
+            raise UsageError(f"--{option.replace('_', '-')} means nothing to --backend {name}; leave it out")
+
+
+def _warm_provider(bundle: Bundle, shapes: Shapes, arguments: argparse.Namespace, stages: Stages) -> None:
+    from freeprompt.engines.ort_tensorrt import warm_bundle
+    from freeprompt.engines.select import create_backend
+
+    backend = create_backend(arguments.backend)
+    with stages.stage("build"):
+        for parity in warm_bundle(bundle, shapes, backend, tuple(arguments.graph or ()), stages.line):
+            if not arguments.quiet:
+                print(f"{parity.shapes}: differs from ONNX Runtime on the CPU by {parity.relative_l2:.1e}", flush=True)
     if not arguments.quiet:
         print(stages.summary())
 

@@ -10,10 +10,14 @@ from pathlib import Path
 import pytest
 
 from freeprompt.bundle import Bundle
+from freeprompt.clibenchmeter import MeteredBackend, rows_by_graph
 from freeprompt.engines import doctor, select
 from freeprompt.engines.cuda_runtime import CudaRuntime, DeviceInfo
+from freeprompt.engines.fake import FakeBackend
+from freeprompt.engines.ort_tensorrt import warm_bundle
+from freeprompt.engines.tensorrt_profile import Rows, Shapes
 from freeprompt.errors import BackendError, UsageError
-from tests.engines.conftest import Machine
+from tests.engines.conftest import SIZE, Machine
 from tests.engines.fake_cuda import FakeCudart
 
 without_gpu = pytest.mark.skipif(
@@ -42,6 +46,46 @@ def test_build_checks_its_arguments_first(tiny_bundle: Path, arguments: list[str
     done = run("build", str(tiny_bundle), *arguments)
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["cuda"], "--backend cuda needs no build: it runs the graphs as they were exported"),
+        (["cpu"], "--backend cpu needs no build"),
+        (["auto"], "build takes tensorrt or ort-tensorrt"),
+        (["gpu"], "unknown backend 'gpu'"),
+        (["ort-tensorrt", "--workspace", "2"], "--workspace means nothing to --backend ort-tensorrt"),
+        (["ort-tensorrt", "--optimization-level", "5"], "--optimization-level means nothing"),
+    ],
+)
+def test_build_says_what_there_is_to_build(tiny_bundle: Path, arguments: list[str], said: str) -> None:
+    done = run("build", str(tiny_bundle), "--backend", *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert said in line
+
+
+@without_gpu
+def test_build_for_a_provider_that_is_not_here(tiny_bundle: Path) -> None:
+    done = run("build", str(tiny_bundle), "--backend", "ort-tensorrt")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("freeprompt: error: backend 'ort-tensorrt' is not there")
+
+
+def test_warming_runs_and_checks_every_shape(bundle: Bundle) -> None:
+    """On the CPU provider, which has nothing to build: what is run, and that a wrong result is an error."""
+    shapes = Shapes((SIZE,), (Rows(1, 1), Rows(2, 1)))
+    backend = MeteredBackend(select.create_backend("cpu", threads=1))
+    parities = list(warm_bundle(bundle, shapes, backend))
+    done = backend.take()
+    assert rows_by_graph(done) == {"step": 3, "step_recorded": 2, "step_recording": 1, "record": 4}
+    assert {evaluation.graph for evaluation in done} == set(bundle.manifest.graphs)
+    assert len(parities) == len(done)
+    assert all(parity.relative_l2 < 1e-6 for parity in parities)
+    with pytest.raises(BackendError, match=r"graph text_encoder is wrong on backend fake.*1e-03 is allowed"):
+        list(warm_bundle(bundle, shapes, FakeBackend(), ("text_encoder",)))
 
 
 @without_gpu
