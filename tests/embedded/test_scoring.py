@@ -52,9 +52,9 @@ def test_runtime_edits_as_the_literal_method_does(name: str, literal: TorchEditi
     for one, two in zip(mine, literally):
         assert one.shape == two.shape == (2, 4, 16, 16)
         assert relative_l2(one, two) < TOLERANCE
-    for one, two in zip(edit(runtime, images, sources, targets, STEPS, method), literally):
+    for picture, two in zip(edit(runtime, images, sources, targets, STEPS, method), literally):
         # A float that falls on the other side of a half is one grey level.
-        assert np.abs(one.astype(int) - literal.decode_latents(two)).max() <= 1
+        assert np.abs(picture.astype(int) - literal.decode_latents(two)).max() <= 1
 
 
 def test_methods_differ(literal: TorchEditing) -> None:
