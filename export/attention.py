@@ -13,9 +13,13 @@ module is patched and no state is kept between calls.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Callable
 
 import torch
 from diffusers.models.attention_processor import Attention
+
+# Sees a layer, its queries [R, N, heads * d] and its keys [R, M, heads * d].
+Watch = Callable[[Attention, torch.Tensor, torch.Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Routing:
         cross_map_row: [layers, R] int32 or None, the same for cross-attention (own rows only).
         records: layer number (from 1) -> [S, N, C], hidden states recorded in an earlier evaluation.
         taps: filled while the U-Net is traced: layer number -> [R, N, C], the hidden states entering each layer.
+        watch: called in every layer while the ranges of a model are measured.
     """
 
     row_text: torch.Tensor
@@ -36,6 +41,7 @@ class Routing:
     cross_map_row: torch.Tensor | None
     records: dict[int, torch.Tensor] = field(default_factory=dict)
     taps: dict[int, torch.Tensor] = field(default_factory=dict)
+    watch: Watch | None = None
 
 
 def scaled_attention(attn: Attention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -55,20 +61,34 @@ def scaled_attention(attn: Attention, query: torch.Tensor, key: torch.Tensor, va
     q = (query * attn.scale).view(rows, tokens, heads, dim).transpose(1, 2)
     k = key.view(rows, -1, heads, dim).permute(0, 2, 3, 1)
     v = value.view(rows, -1, heads, dim).transpose(1, 2)
-    upcast = attn.upcast_attention or attn.upcast_softmax
-    if upcast:
+    if attn.upcast_attention or attn.upcast_softmax:
         q, k = q.float(), k.float()
     weights = torch.softmax(torch.matmul(q, k), dim=-1)
-    if upcast:
+    if weights.dtype != v.dtype:
         weights = weights.to(v.dtype)
     return torch.matmul(weights, v).transpose(1, 2).reshape(rows, tokens, channels)
 
 
-class RoutedSelfAttention:
-    """Self-attention layer ``layer`` (numbered from 1 in forward order)."""
+class _Routed:
+    """What both kinds of layer do once they have projected."""
 
-    def __init__(self, layer: int) -> None:
-        self.layer = layer
+    def __init__(self, layer: int, upcast: bool = False) -> None:
+        self.layer, self.upcast = layer, upcast
+
+    def attend(
+        self, attn: Attention, routing: Routing, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> torch.Tensor:
+        """Attention and the output projection, [R, N, C]; with ``upcast`` maps are computed in float32."""
+        if routing.watch is not None:
+            routing.watch(attn, query, key)
+        if self.upcast:
+            query, key = query.float(), key.float()
+        projected: torch.Tensor = attn.to_out[0](scaled_attention(attn, query, key, value))
+        return projected
+
+
+class RoutedSelfAttention(_Routed):
+    """Self-attention layer ``layer`` (numbered from 1 in forward order)."""
 
     def __call__(
         self,
@@ -86,19 +106,14 @@ class RoutedSelfAttention:
             if self.layer in routing.records:
                 mapped = torch.cat([hidden_states, routing.records[self.layer]])
             mapped = mapped.index_select(0, routing.map_row[self.layer - 1])
-        out = scaled_attention(attn, attn.to_q(mapped), attn.to_k(mapped), attn.to_v(hidden_states))
-        projected: torch.Tensor = attn.to_out[0](out)
-        return projected
+        return self.attend(attn, routing, attn.to_q(mapped), attn.to_k(mapped), attn.to_v(hidden_states))
 
 
-class RoutedCrossAttention:
+class RoutedCrossAttention(_Routed):
     """Cross-attention layer ``layer`` (numbered from 1 in forward order).
 
     Keys and values are projected once for each distinct text, not once for each row.
     """
-
-    def __init__(self, layer: int) -> None:
-        self.layer = layer
 
     def __call__(
         self,
@@ -119,5 +134,4 @@ class RoutedCrossAttention:
         query = attn.to_q(mapped)
         key = attn.to_k(encoder_hidden_states).index_select(0, map_text)
         value = attn.to_v(encoder_hidden_states).index_select(0, routing.row_text)
-        projected: torch.Tensor = attn.to_out[0](scaled_attention(attn, query, key, value))
-        return projected
+        return self.attend(attn, routing, query, key, value)

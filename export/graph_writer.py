@@ -10,11 +10,12 @@ import onnx_ir as ir
 from torch import nn
 
 from freeprompt.errors import ExportError, OutputError
+from freeprompt.export.fusion import fuse
 from freeprompt.export.onnx_graph import module_to_onnx
 from freeprompt.export.parity import THRESHOLDS, graph_to_parity
 from freeprompt.export.settings import ExportSettings, Progress
 from freeprompt.export.signatures import Signature
-from freeprompt.manifest import GraphSpec
+from freeprompt.manifest import FusedGraph, GraphSpec
 
 Cases = list[tuple[str, tuple[Any, ...]]]
 
@@ -68,7 +69,7 @@ class GraphWriter:
     def register(
         self, name: str, reference: nn.Module, cases: Cases, names: list[str], outputs: slice, signature: Signature
     ) -> None:
-        """Compare the written graph with ``reference`` in float32.
+        """Write the fused form of the written graph, and compare both with ``reference`` in float32.
 
         Args:
             name: of the graph.
@@ -78,14 +79,32 @@ class GraphWriter:
         Raises:
             ExportError: it does not agree.
         """
-        path = self.folder / f"{name}.onnx"
-        precision = self.settings.precision
-        parity = graph_to_parity(name, path, reference, cases, tuple(names), outputs, precision)
-        worst = max(p.relative_l2 for p in parity)
-        self.progress(f"graph {name}: agrees with torch to {worst:.1e}")
         if {s.name for s in signature[0]} - set(names):
             raise ExportError(f"graph {name} has inputs that were not traced")
-        self.graphs[name] = GraphSpec(path.name, signature[0], signature[1], parity, THRESHOLDS[precision])
+        path, fused_path = self.folder / f"{name}.onnx", self.folder / f"{name}.fused.onnx"
+        precision = self.settings.precision
+        operators = _write_fused(name, path, fused_path)
+        paths = (path, fused_path)
+        parity, fused_parity = graph_to_parity(name, paths, reference, cases, tuple(names), outputs, precision)
+        worst = max(p.relative_l2 for p in (*parity, *fused_parity))
+        self.progress(f"graph {name}: agrees with torch to {worst:.1e}")
+        fused = FusedGraph(fused_path.name, operators, fused_parity)
+        self.graphs[name] = GraphSpec(
+            path.name, signature[0], signature[1], parity, THRESHOLDS[precision], fused=fused
+        )
+
+
+def _write_fused(name: str, path: Path, fused_path: Path) -> dict[str, int]:
+    """Read again from the file, so that both refer to the same weights instead of each having its own."""
+    try:
+        model = ir.load(path)
+        operators = fuse(model)
+        ir.save(model, fused_path)
+    except OSError as error:
+        raise OutputError(f"cannot write graph {name}: {error.strerror or error}") from error
+    except Exception as error:  # the rewriter raises whatever its rules meet
+        raise ExportError(f"graph {name} could not be fused for ONNX Runtime: {error}") from error
+    return operators
 
 
 def _to_precision(module: nn.Module, settings: ExportSettings) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,13 +84,19 @@ def unet_to_architecture(unet: UNet2DConditionModel, height: int, width: int) ->
     return Architecture(layers, tuple(cross), counter.get_total_flops() // 2, before)
 
 
-def set_routed_attention(unet: UNet2DConditionModel, architecture: Architecture) -> None:
-    """Give every attention layer of ``unet`` the processor that reads its routing from the inputs."""
+def set_routed_attention(
+    unet: UNet2DConditionModel, architecture: Architecture, upcast: Collection[str] = ()
+) -> None:
+    """Give every attention layer of ``unet`` the processor that reads its routing from the inputs.
+
+    Args:
+        upcast: names of the layers (as modules of ``unet``) that compute their maps in float32.
+    """
     processors: dict[str, Any] = {}
     suffix = ".transformer_blocks.0.attn1"
     for layer in architecture.layers:
         name = layer.name if layer.name.endswith("attn1") else layer.name + suffix
-        processors[f"{name}.processor"] = RoutedSelfAttention(layer.number)
+        processors[f"{name}.processor"] = RoutedSelfAttention(layer.number, name in upcast)
     for number, name in enumerate(architecture.cross_layers, 1):
-        processors[f"{name}.processor"] = RoutedCrossAttention(number)
+        processors[f"{name}.processor"] = RoutedCrossAttention(number, name in upcast)
     unet.set_attn_processor(processors)

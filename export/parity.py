@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnxruntime as ort
 import torch
 from torch import nn
@@ -18,31 +21,65 @@ from freeprompt.manifest import Parity
 # activation to 11 bits, torch is computed in float32; measured 1e-3 to 5e-3 on step graphs.
 THRESHOLDS = {"float32": 1e-5, "float16": 2e-2}
 
-Inputs = dict[str, Any]
+NumpyArray = npt.NDArray[Any]
+# The shapes in words, and the arguments of a module.
+Case = tuple[str, tuple[Any, ...]]
+
+
+class Disagreement(ExportError):
+    """A graph does not compute what its model computes."""
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What a model computes from seeded inputs.
+
+    Attributes:
+        shapes: of the inputs, in words.
+        inputs: arrays, in the order of the traced graph's inputs.
+        outputs: arrays, in the order of the traced graph's outputs.
+    """
+
+    shapes: str
+    inputs: tuple[NumpyArray, ...]
+    outputs: tuple[NumpyArray, ...]
+
+
+def module_to_expectations(reference: nn.Module, cases: Sequence[Case]) -> tuple[Expectation, ...]:
+    """Run a module in float32; nested tuples of its arguments are flattened.
+
+    Before it is traced, since its weights may then be halved in place.
+    """
+    found = []
+    for shapes, args in cases:
+        with torch.no_grad():
+            result = reference(*args)
+        outputs = result if isinstance(result, tuple) else (result,)
+        found.append(Expectation(shapes, tuple(_flatten(args)), tuple(output.numpy() for output in outputs)))
+    return tuple(found)
 
 
 def graph_to_parity(
     name: str,
     path: Path,
-    reference: nn.Module,
-    cases: list[tuple[str, tuple[Any, ...]]],
-    input_names: tuple[str, ...],
+    expectations: Sequence[Expectation],
+    input_names: Sequence[str],
     outputs: slice,
     precision: str,
 ) -> tuple[Parity, ...]:
-    """Run graph and module on the same inputs.
+    """Run a graph on the inputs of its model.
 
     Args:
         name: of the graph, for messages.
         path: the ONNX file.
-        reference: in float32.
-        cases: (description of the shapes, arguments of ``reference``); nested tuples are flattened.
-        input_names: of the flattened arguments; those the graph does not have are left out.
-        outputs: which of the reference's outputs the graph has.
+        expectations: of the model it was cut from.
+        input_names: of the expectations' inputs; those the graph does not have are left out.
+        outputs: which of the expectations' outputs the graph has.
         precision: of the graph's weights.
 
     Raises:
-        ExportError: not finite, or past the threshold.
+        ExportError: the graph does not run.
+        Disagreement: not finite, or past the threshold.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 3
@@ -50,40 +87,37 @@ def graph_to_parity(
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         has = {value.name for value in session.get_inputs()}
         found = []
-        for shapes, args in cases:
-            with torch.no_grad():
-                result = reference(*args)
-            expected = result if isinstance(result, tuple) else (result,)
-            feeds = dict(zip(input_names, _flatten(args), strict=True))
+        for expected in expectations:
+            feeds = dict(zip(input_names, expected.inputs, strict=True))
             got = session.run(None, {k: v for k, v in feeds.items() if k in has})
-            found.append(_compare(name, shapes, [e.numpy() for e in expected[outputs]], got))
+            found.append(_compare(name, expected.shapes, expected.outputs[outputs], got))
     except ExportError:
         raise
     except Exception as error:
         raise ExportError(f"graph {name} does not run in ONNX Runtime: {error}") from error
     worst = max(found, key=lambda parity: parity.relative_l2)
     if worst.relative_l2 > THRESHOLDS[precision]:
-        raise ExportError(
+        raise Disagreement(
             f"graph {name} differs from the model by {worst.relative_l2:.2e} (relative L2, {worst.shapes}); "
             f"{THRESHOLDS[precision]:.0e} is allowed in {precision}"
         )
     return tuple(found)
 
 
-def _flatten(args: tuple[Any, ...]) -> list[Any]:
-    flat: list[Any] = []
+def _flatten(args: tuple[Any, ...]) -> list[NumpyArray]:
+    flat: list[NumpyArray] = []
     for arg in args:
         flat.extend(_flatten(arg) if isinstance(arg, tuple) else [arg.numpy()])
     return flat
 
 
-def _compare(name: str, shapes: str, expected: list[Any], got: list[Any]) -> Parity:
+def _compare(name: str, shapes: str, expected: Sequence[NumpyArray], got: Sequence[NumpyArray]) -> Parity:
     square = total = largest = 0.0
     for want, have in zip(expected, got, strict=True):
         if want.shape != have.shape:
             raise ExportError(f"graph {name} gives shape {have.shape}, the model {want.shape}")
         if not np.isfinite(have).all():
-            raise ExportError(
+            raise Disagreement(
                 f"graph {name} gives values that are not finite ({shapes}): it overflows in half precision; "
                 "export with float32"
             )

@@ -59,12 +59,16 @@ class StepGraph(nn.Module):
     Args:
         unet: with routed attention processors.
         recordable: numbers of the layers that take recorded rows and whose hidden states are outputs.
+
+    Attributes:
+        record_dtype: of those hidden states.
     """
 
     def __init__(self, unet: UNet2DConditionModel, recordable: tuple[int, ...]) -> None:
         super().__init__()
         self.unet = unet
         self.recordable = recordable
+        self.record_dtype = torch.float32
 
     def forward(
         self,
@@ -82,10 +86,10 @@ class StepGraph(nn.Module):
         records: tuple[Tensor, ...] = (),
     ) -> tuple[Tensor, ...]:
         # As reference for a half-precision graph the module is float32 and the recorded rows are not.
-        typed = [record.to(self.unet.dtype) for record in records]
+        dtype = self.unet.dtype
+        typed = [record.to(dtype) for record in records]
         by_layer = dict(zip(self.recordable, typed, strict=True))
         routing = Routing(row_text, map_row, cross_map_row, by_layer)
-        dtype = self.unet.dtype
         sample = torch.cat([latents, pinned_latents]).index_select(0, row_latent)
         output: Any = self.unet(
             sample.to(dtype),
@@ -98,4 +102,5 @@ class StepGraph(nn.Module):
         noise_pred = torch.matmul(row_weight, rows.flatten(1)).view_as(latents)
         scale = latent_scale[:, None, None, None]
         next_latents = scale * latents + noise_scale[:, None, None, None] * noise_pred
-        return (next_latents, *(routing.taps[layer] for layer in self.recordable))
+        taps = (routing.taps[layer] for layer in self.recordable)
+        return (next_latents, *(tap if tap.dtype == self.record_dtype else tap.to(self.record_dtype) for tap in taps))

@@ -65,9 +65,15 @@ class Bundle:
         """Absolute path of a file of the bundle."""
         return (self.path / name).resolve()
 
-    def graph_path(self, graph: str) -> Path:
-        """Absolute path of a graph's ONNX file. Raises BundleError if there is no such graph."""
-        return self.file(self.manifest.graph(graph).file)
+    def graph_path(self, graph: str, fused: bool = False) -> Path:
+        """Absolute path of a graph's ONNX file. Raises BundleError if there is no such graph.
+
+        Args:
+            graph: its name.
+            fused: the form for ONNX Runtime, where the bundle has it.
+        """
+        spec = self.manifest.graph(graph)
+        return self.file(spec.fused.file if fused and spec.fused else spec.file)
 
     @property
     def engines(self) -> Path:

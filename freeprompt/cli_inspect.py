@@ -10,7 +10,7 @@ from freeprompt import clioptions
 
 if TYPE_CHECKING:
     from freeprompt.bundle import Bundle
-    from freeprompt.manifest import Manifest
+    from freeprompt.manifest import Manifest, Parity
 
 DESCRIPTION = """\
 Check every file of a bundle and print what it is: model, sizes, graphs with their inputs and
@@ -92,13 +92,20 @@ def _graph_lines(manifest: Manifest) -> Iterator[str]:
         yield f"graph {name} ({graph.file}{cost})"
         yield from (f"  in   {spec}" for spec in graph.inputs)
         yield from (f"  out  {spec}" for spec in graph.outputs)
-        for parity in graph.parity:
-            yield (
-                f"  agrees with PyTorch to {parity.relative_l2:.1e} relative L2, "
-                f"{parity.max_abs:.1e} at most "
-                f"({parity.shapes}; threshold {graph.parity_threshold:.0e})"
-            )
+        yield from _parity_lines(graph.parity, graph.parity_threshold)
+        if graph.fused is not None:
+            operators = ", ".join(f"{count} {name}" for name, count in graph.fused.operators.items())
+            yield f"  for ONNX Runtime: {graph.fused.file} ({operators or 'nothing to fuse'})"
+            yield from _parity_lines(graph.fused.parity, graph.parity_threshold)
         yield ""
+
+
+def _parity_lines(parity: tuple[Parity, ...], threshold: float) -> Iterator[str]:
+    for each in parity:
+        yield (
+            f"  agrees with PyTorch to {each.relative_l2:.1e} relative L2, {each.max_abs:.1e} at most "
+            f"({each.shapes}; threshold {threshold:.0e})"
+        )
 
 
 def _layer_lines(manifest: Manifest) -> Iterator[str]:

@@ -54,8 +54,23 @@ class Parity:
 
 
 @dataclass(frozen=True)
+class FusedGraph:
+    """The form of a graph that ONNX Runtime runs: fused attention and the like, which the standard does not have.
+
+    ``operators`` counts the nodes that stand for several; it reads the same weights file.
+    """
+
+    file: str
+    operators: dict[str, Natural]
+    parity: tuple[Parity, ...]
+
+
+@dataclass(frozen=True)
 class GraphSpec:
-    """One ONNX graph. ``macs`` counts multiply-adds of one row at the native size (0: not counted)."""
+    """One ONNX graph. ``macs`` counts multiply-adds of one row at the native size (0: not counted).
+
+    ``file`` is standard ONNX; ``fused``, where there is one, computes the same on ONNX Runtime.
+    """
 
     file: str
     inputs: tuple[TensorSpec, ...]
@@ -63,6 +78,12 @@ class GraphSpec:
     parity: tuple[Parity, ...]
     parity_threshold: float
     macs: Natural = 0
+    fused: Optional[FusedGraph] = None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Every ONNX file of this graph."""
+        return (self.file,) if self.fused is None else (self.file, self.fused.file)
 
 
 @dataclass(frozen=True)
@@ -129,6 +150,38 @@ class LatentSpec:
 
 
 @dataclass(frozen=True)
+class Float32Part:
+    """What stays float32 in a float16 bundle.
+
+    Attributes:
+        graph: "unet" (all graphs cut from it) or the name of a graph.
+        part: name of the module in the checkpoint; "" is the whole graph.
+        reason: why, with what was measured.
+    """
+
+    graph: str
+    part: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class HalfPrecision:
+    """How the export made sure that half precision holds the numbers of a model.
+
+    Attributes:
+        limit: above it a number stays float32.
+        activations: graph -> the largest magnitude between its modules, in float32 on seeded inputs.
+        logits: attention layer -> the largest magnitude of q k^T / sqrt(d).
+        float32_parts: what stays float32.
+    """
+
+    limit: Annotated[float, msgspec.Meta(ge=0.0)]
+    activations: dict[str, Annotated[float, msgspec.Meta(ge=0.0)]]
+    logits: dict[str, Annotated[float, msgspec.Meta(ge=0.0)]]
+    float32_parts: tuple[Float32Part, ...]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Everything about a bundle. Raises nothing itself: ``manifest_from_json`` checks what it reads."""
 
@@ -146,6 +199,8 @@ class Manifest:
     tokenizer: str
     files: tuple[FileSpec, ...]
     notes: dict[str, str] = field(default_factory=dict)
+    # None: float32, or exported before this was measured.
+    half_precision: Optional[HalfPrecision] = None
 
     @property
     def replaced_layers(self) -> tuple[int, ...]:
@@ -219,7 +274,7 @@ def _contradiction(manifest: Manifest) -> Optional[str]:
     listed = {file.path for file in manifest.files}
     if len(listed) != len(manifest.files):
         return "a file is listed twice"
-    for needed in (manifest.tokenizer, *(graph.file for graph in manifest.graphs.values())):
+    for needed in (manifest.tokenizer, *(file for graph in manifest.graphs.values() for file in graph.files)):
         if needed not in listed:
             return f"{needed} is used but not listed in files"
     latents = manifest.latents
