@@ -14,7 +14,8 @@ from freeprompt.engines.tensorrt_parity import THRESHOLDS, profile_to_sizes, ses
 from freeprompt.engines.tensorrt_profile import Profile, Shapes
 from freeprompt.engines.tensorrt_progress import Progress
 from freeprompt.engines.tensorrt_record import EngineParity, EngineRecord, graph_to_sha256
-from freeprompt.engines.tensorrt_session import LoadedEngine, TensorRTBackend
+from freeprompt.engines.tensorrt_session import TensorRTBackend
+from freeprompt.engines.tensorrt_slot import LoadedEngine
 from freeprompt.engines.tensorrt_store import EngineStore, Found
 from freeprompt.errors import BackendError, UsageError
 

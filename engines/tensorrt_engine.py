@@ -10,6 +10,7 @@ from typing import Any, Optional
 import numpy as np
 
 from freeprompt.engines.tensorrt_library import Messages, at_least
+from freeprompt.engines.tensorrt_timing import LayerTimes, create_profiler
 from freeprompt.errors import BackendError
 
 # How fused attention shows: Myelin's own kernels (_gemm_mha_v2, mha), and the hand-written ones (fmha, flash).
@@ -107,10 +108,20 @@ class Engine:
 
     def inspect(self) -> Inspection:
         """Count kernels. Needs an engine built with detailed verbosity, as this package's are."""
+        return text_to_inspection(self._information())
+
+    def describe(self) -> dict[str, str]:
+        """What the inspector says of each layer (its name, type and kernel), by name."""
+        found = {}
+        for layer in _text_to_layers(self._information()):
+            name = str(layer.get("Name", "")) if isinstance(layer, dict) else str(layer)
+            found[name] = _layer_to_text(layer)
+        return found
+
+    def _information(self) -> str:
         trt = self._trt
         inspector = self._engine.create_engine_inspector()
-        text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
-        return text_to_inspection(text)
+        return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
 
     def _tensors(self) -> tuple[dict[str, np.dtype[Any]], dict[str, np.dtype[Any]]]:
         trt, engine = self._trt, self._engine
@@ -168,6 +179,12 @@ class Context:
             if not context.set_tensor_address(name, address):
                 raise self._owner.messages.failure(f"bind {name}")
 
+    def profile(self, times: LayerTimes) -> None:
+        """From now on note how long each layer takes; every run then waits for the device, and none can be recorded."""
+        context = self._context
+        self._profiler = create_profiler(self._trt, times)  # kept: the context only refers to it
+        context.profiler = self._profiler
+
     def enqueue(self, stream: int) -> None:
         """Enqueue one evaluation. Raises BackendError if TensorRT could not."""
         if not self._context.execute_async_v3(stream):
@@ -182,17 +199,25 @@ def text_to_inspection(text: str) -> Inspection:
     Raises:
         BackendError: not the inspector's JSON.
     """
-    try:
-        layers = json.loads(text)["Layers"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise BackendError(f"the engine inspector's output cannot be read: {error}") from error
+    layers = _text_to_layers(text)
     fused, opaque = 0, False
     for layer in layers:
-        if isinstance(layer, dict):
-            names = " ".join(str(layer.get(field, "")) for field in ("Name", "LayerType", "TacticName"))
-        else:
-            names = str(layer)
+        names = _layer_to_text(layer)
         fused += bool(_FUSED.search(names))
         # Before 10 a region compiled by Myelin is one layer, whose kernels stay unnamed.
         opaque = opaque or "ForeignNode" in names
     return Inspection(len(layers), None if opaque and not fused else fused)
+
+
+def _text_to_layers(text: str) -> list[Any]:
+    try:
+        layers: list[Any] = json.loads(text)["Layers"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BackendError(f"the engine inspector's output cannot be read: {error}") from error
+    return layers
+
+
+def _layer_to_text(layer: Any) -> str:
+    if isinstance(layer, dict):
+        return " ".join(str(layer.get(field, "")) for field in ("Name", "LayerType", "TacticName"))
+    return str(layer)

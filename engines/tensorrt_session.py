@@ -3,135 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Optional
 
 import numpy as np
 
 from freeprompt.bundle import Bundle
-from freeprompt.engines.cuda_buffers import FixedBuffers, Tensor
-from freeprompt.engines.cuda_graph import Launcher
-from freeprompt.engines.cuda_memory import Buffer, CudaArray, DevicePool
+from freeprompt.engines.cuda_memory import CudaArray, DevicePool
 from freeprompt.engines.cuda_runtime import CudaRuntime
 from freeprompt.engines.cuda_spill import Spill
 from freeprompt.engines.session import Array, Feed, NumpyArray, check_feeds
-from freeprompt.engines.tensorrt_engine import Context, Engine
+from freeprompt.engines.tensorrt_engine import Engine
 from freeprompt.engines.tensorrt_library import import_tensorrt
-from freeprompt.engines.tensorrt_profile import Profile, check_slack, choose_profile
+from freeprompt.engines.tensorrt_profile import check_slack, choose_profile
+from freeprompt.engines.tensorrt_slot import LoadedEngine, Scratch, Slot
 from freeprompt.engines.tensorrt_store import EngineStore, Machine
+from freeprompt.engines.tensorrt_timing import LayerTimes
 from freeprompt.errors import BackendError
 from freeprompt.manifest import GraphSpec, TensorSpec
-
-
-class Scratch:
-    """Device memory that all contexts of a backend use in turn: they run one after the other on one stream."""
-
-    def __init__(self, pool: DevicePool) -> None:
-        self._pool = pool
-        self._buffer: Optional[Buffer] = None
-
-    def ensure(self, size: int) -> None:
-        """Make it at least ``size`` bytes. Its address may change: contexts look before they run."""
-        if self._buffer is None or self._buffer.size < size:
-            if self._buffer is not None:
-                self._pool.give_back(self._buffer)
-                self._buffer = None
-                self._pool.trim()
-            self._buffer = self._pool.take(size)
-
-    @property
-    def buffer(self) -> Buffer:
-        assert self._buffer is not None
-        return self._buffer
-
-
-@dataclass(frozen=True)
-class LoadedEngine:
-    """An engine with the profiles that it was built for."""
-
-    engine: Engine
-    profiles: tuple[Profile, ...]
-    label: str
-
-
-class Slot:
-    """One profile of one engine, ready to run: context, buffers and recorded graph.
-
-    Args:
-        cuda_graphs: record into a CUDA graph.
-    """
-
-    def __init__(
-        self,
-        pool: DevicePool,
-        scratch: Scratch,
-        loaded: LoadedEngine,
-        number: int,
-        spec: GraphSpec,
-        cuda_graphs: bool,
-    ) -> None:
-        self._cuda = pool.cuda
-        self._pool = pool
-        self._scratch = scratch
-        self._spec = spec
-        self._profile = loaded.profiles[number]
-        self._context: Context = loaded.engine.create_context(number, self._cuda.stream)
-        self._sizes: dict[str, int] = {}
-        self._scratch_buffer: Optional[Buffer] = None
-        self._buffers: Optional[FixedBuffers] = None
-        self._output_shapes: dict[str, tuple[int, ...]] = {}
-        self.launcher = Launcher(self._cuda, self._enqueue, cuda_graphs)
-
-    def run(self, feeds: Mapping[str, Feed], bound: dict[str, int], sizes: Mapping[str, int]) -> dict[str, Array]:
-        """Enqueue one evaluation.
-
-        Args:
-            bound: sizes of the dimensions as the engine runs.
-            sizes: the same as the feeds have them.
-        """
-        self._bind(bound)
-        assert self._buffers is not None
-        self._buffers.load(feeds)
-        self.launcher.run()
-        shapes = {}
-        for spec in self._spec.outputs:
-            shape = self._output_shapes[spec.name]
-            first = spec.shape[0]
-            if first in self._profile.slack:
-                shape = (sizes[str(first)], *shape[1:])
-            shapes[spec.name] = shape
-        return dict(self._buffers.outputs(shapes))
-
-    def close(self) -> None:
-        """Give the memory back; not to be used afterwards."""
-        self.launcher.reset()
-        if self._buffers is not None:
-            self._buffers.close()
-
-    def _bind(self, bound: dict[str, int]) -> None:
-        """Give the context its shapes and addresses, if they are not what it has."""
-        if bound != self._sizes:
-            self.launcher.reset()
-            shapes = {
-                spec.name: tuple(d if isinstance(d, int) else bound[d] for d in spec.shape)
-                for spec in self._spec.inputs
-            }
-            self._output_shapes = self._context.set_shapes(shapes)
-            if self._buffers is not None:
-                self._buffers.close()
-            inputs = tuple(Tensor(s.name, np.dtype(s.dtype), shapes[s.name]) for s in self._spec.inputs)
-            outputs = tuple(Tensor(s.name, np.dtype(s.dtype), self._output_shapes[s.name]) for s in self._spec.outputs)
-            self._buffers = FixedBuffers(self._pool, inputs, outputs)
-            self._context.set_addresses(self._buffers.addresses)
-            self._sizes = bound
-        scratch = self._scratch.buffer
-        if scratch is not self._scratch_buffer:
-            self.launcher.reset()
-            self._context.set_memory(scratch.address, scratch.size)
-            self._scratch_buffer = scratch
-
-    def _enqueue(self) -> None:
-        self._context.enqueue(self._cuda.stream)
 
 
 class TensorRTSession:
@@ -176,6 +64,46 @@ class TensorRTSession:
         return tuple(reason for reason in found if reason is not None)
 
     def run(self, feeds: Mapping[str, Feed]) -> dict[str, Array]:
+        engine, profile, bound, sizes = self._choose(feeds)
+        slot = self._slots.get((engine, profile))
+        if slot is None:
+            slot = self._slots[engine, profile] = self._open(engine, profile, self._cuda_graphs)
+        return slot.run(feeds, bound, sizes)
+
+    def time_layers(
+        self, feeds: Mapping[str, Feed], runs: int = 10, warm: int = 3
+    ) -> tuple[LayerTimes, dict[str, str]]:
+        """Run layer by layer, each waited for, in a context of its own.
+
+        Returns:
+            the times of ``runs`` runs, and what the inspector says of each layer, by name.
+        """
+        engine, profile, bound, sizes = self._choose(feeds)
+        times = LayerTimes()
+        slot = self._open(engine, profile, cuda_graphs=False)
+        try:
+            for _ in range(warm):
+                slot.run(feeds, bound, sizes)
+            slot.profile(times)
+            for _ in range(runs):
+                slot.run(feeds, bound, sizes)
+            self._pool.cuda.synchronize()
+        finally:
+            slot.close()
+        return times, self._engines[engine].engine.describe()
+
+    def close(self) -> None:
+        """Give the memory of buffers and graphs back; the session opens them again if it is run."""
+        while self._slots:
+            self._slots.popitem()[1].close()
+
+    def _open(self, engine: int, profile: int, cuda_graphs: bool) -> Slot:
+        loaded = self._engines[engine]
+        recorded = cuda_graphs and not loaded.engine.streams_weights
+        return Slot(self._pool, self._scratch, loaded, profile, self._spec, recorded)
+
+    def _choose(self, feeds: Mapping[str, Feed]) -> tuple[int, int, dict[str, int], dict[str, int]]:
+        """Numbers of the engine and of the profile that serve the feeds, the sizes it runs at, and theirs."""
         sizes = check_feeds(self._graph, self._spec.inputs, feeds)
         chosen = choose_profile(self._profiles, sizes)
         if chosen is None:
@@ -186,19 +114,7 @@ class TensorRTSession:
                 "Build one with 'freeprompt build BUNDLE --rows ... --size ...', or use --backend cuda"
             )
         place, bound = chosen
-        engine, profile = self._places[place]
-        slot = self._slots.get((engine, profile))
-        if slot is None:
-            loaded = self._engines[engine]
-            graphs = self._cuda_graphs and not loaded.engine.streams_weights
-            slot = Slot(self._pool, self._scratch, loaded, profile, self._spec, graphs)
-            self._slots[engine, profile] = slot
-        return slot.run(feeds, bound, sizes)
-
-    def close(self) -> None:
-        """Give the memory of buffers and graphs back; the session opens them again if it is run."""
-        while self._slots:
-            self._slots.popitem()[1].close()
+        return (*self._places[place], bound, sizes)
 
 
 class TensorRTBackend:

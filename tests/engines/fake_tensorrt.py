@@ -43,6 +43,11 @@ class BaseLogger:
         pass
 
 
+class BaseProfiler:
+    def __init__(self) -> None:
+        pass
+
+
 class BaseMonitor:
     def __init__(self) -> None:
         pass
@@ -60,6 +65,7 @@ class FakeTensorRT:
         parser_errors: (node, operator, description) to fail with.
         build_errors: messages to fail a build with.
         layers: of the inspector's output.
+        times: layers and milliseconds that a profiler is told of after each run.
         distort: applied to every output, for engines that are wrong.
         breaks_capture: the engine does something that cannot be recorded.
         streamable: bytes of weights that can be streamed.
@@ -74,6 +80,7 @@ class FakeTensorRT:
         self.parser_errors: list[tuple[str, str, str]] = []
         self.build_errors: list[str] = []
         self.layers: list[Any] = []
+        self.times: list[tuple[str, float]] = []
         self.distort: Callable[[Any], Any] = lambda values: values
         self.breaks_capture = False
         self.streamable = 0
@@ -81,6 +88,7 @@ class FakeTensorRT:
         self.builds = 0
         self.contexts = 0
         self.ILogger = BaseLogger
+        self.IProfiler = BaseProfiler
         self.DataType = DataType
         self.TensorIOMode = TensorIOMode
         self.Builder = lambda logger: Builder(self, logger)
@@ -302,6 +310,7 @@ class FakeContext:
         self._addresses: dict[str, int] = {}
         self._outputs: dict[str, tuple[int, ...]] = {}
         self.device_memory = 0
+        self.profiler: Any = None
         if trt.modern:
             self.set_device_memory = self._set_device_memory
 
@@ -341,6 +350,11 @@ class FakeContext:
         scratch, addresses, shapes = self.device_memory, dict(self._addresses), dict(self._shapes)
         cuda.check(scratch, SCRATCH_BYTES)
         cuda.enqueue(lambda: self._compute(scratch, addresses, shapes))
+        if self.profiler is not None:
+            assert cuda.capture is None
+            cuda.drain()
+            for name, ms in self._trt.times:
+                self.profiler.report_layer_time(name, ms)
         return True
 
     def _set_device_memory(self, address: int, size: int) -> None:

@@ -22,6 +22,7 @@ TENSORRT_SOURCES = (
     "tensorrt_build.py",
     "tensorrt_engine.py",
     "tensorrt_progress.py",
+    "tensorrt_timing.py",
 )
 CUDA_SOURCES = ("cuda_runtime.py",)
 
@@ -121,6 +122,13 @@ for action in (
         action()
     except BackendError as error:
         refused.append(str(error))
+from freeprompt.engines.tensorrt_timing import LayerTimes, create_profiler
+times = LayerTimes()
+profiler = create_profiler(trt, times)
+# By the name under which the library finds it, as a keyword and with a number of its own.
+assert isinstance(profiler, trt.IProfiler)
+profiler.report_layer_time(layer_name="a", ms=1.5)
+assert times.samples == {"a": [1.5]}
 print(json.dumps([messages.errors, messages.warnings, lines, refused]))
 """
 

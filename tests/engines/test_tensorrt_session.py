@@ -281,3 +281,20 @@ def test_engines_for_one_shape_or_for_all(bundle: Bundle, profile: str) -> None:
     for rows in (2, 1, 3):
         inputs = step_inputs(bundle, rows=rows)
         assert_equal(session.run(inputs)["next_latents"].numpy(), on_cpu(bundle, "step", inputs)["next_latents"])
+
+
+def test_the_time_of_every_layer(machine: Machine, bundle: Bundle) -> None:
+    """In a context of its own, so that what was recorded into a CUDA graph stays as it is."""
+    machine.trt.layers = [{"Name": "a", "LayerType": "gemm", "TacticName": "sm90_xmma"}, {"Name": "b"}]
+    session = opened(machine, bundle, rows="2")
+    inputs = step_inputs(bundle, rows=2)
+    want = [session.run(inputs)["next_latents"].numpy() for _ in range(3)][-1]
+    machine.trt.times = [("a", 2.0), ("b", 0.5), ("c", 0.25)]
+    used, captures = machine.backend.pool.used_bytes, machine.cudart.captures
+    times, layers = session.time_layers(inputs, runs=4, warm=2)
+    assert times.samples == {"a": [2.0] * 4, "b": [0.5] * 4, "c": [0.25] * 4}
+    assert layers == {"a": "a gemm sm90_xmma", "b": "b  "}
+    assert machine.cudart.captures == captures
+    np.testing.assert_array_equal(session.run(inputs)["next_latents"].numpy(), want)
+    gc.collect()
+    assert machine.backend.pool.used_bytes == used
