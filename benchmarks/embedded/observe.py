@@ -51,8 +51,9 @@ class Part:
         """Name of the row in its tables."""
         if self.what == RECONSTRUCTION:
             return "empty prompt"
-        parts = [] if self.what == GENERATION else [self.method.name]
-        parts.append(f"guidance {self.method.guidance:g}")
+        if self.what == GENERATION:
+            return f"guidance {self.method.guidance:g}"
+        parts = [self.method.name, f"guidance {self.method.guidance:g}"]
         if self.method.self_layers or self.method.cross_layers:
             parts.append(f"fraction {self.method.fraction:g}")
         return ", ".join(parts)

@@ -223,10 +223,11 @@ def test_rows_are_kept_and_gathered(tmp_path: pathlib.Path) -> None:
 def test_unknown_parts_are_refused() -> None:
     with pytest.raises(ValueError, match="unknown part 'edits'"):
         score.parts_of(["generation", "edits"], ("colour",), 25, 1.0, 3.0)
-    named = score.parts_of(["self", "sheet", "difference"], ("shape",), 25, 0.8, 5.0)
+    named = score.parts_of(["self", "sheet", "difference", "generation"], ("shape",), 25, 0.8, 5.0)
     assert [part.row for part in named] == [
         "self-attention (FPE), guidance 5, fraction 0.8",
         "self-attention, record=inversion, guidance 5, fraction 0.8",
+        "guidance 5",
     ]
 
 
