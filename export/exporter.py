@@ -10,13 +10,15 @@ import torch
 import freeprompt
 from freeprompt.bundle import Bundle
 from freeprompt.errors import OutputError
+from freeprompt.export.calibration import checkpoint_to_calibration
 from freeprompt.export.checkpoint import Checkpoint, load_checkpoint
 from freeprompt.export.constants import checkpoint_to_latents, checkpoint_to_text
 from freeprompt.export.graph_writer import GraphWriter
 from freeprompt.export.layers import Architecture, unet_to_architecture
 from freeprompt.export.scheduler import config_to_scheduler
 from freeprompt.export.settings import ExportSettings, Progress
-from freeprompt.export.stages import Stage, checkpoint_to_stages
+from freeprompt.export.stage_export import write_stage
+from freeprompt.export.stages import checkpoint_to_stages
 from freeprompt.export.tokenizer import save_tokenizer
 from freeprompt.export.unet import UnetExport
 from freeprompt.files import atomic_folder, file_to_sha256
@@ -62,9 +64,11 @@ def _fill(folder: Path, checkpoint: Checkpoint, settings: ExportSettings, progre
     progress("tokenizer")
     save_tokenizer(checkpoint.tokenizer, folder / TOKENIZER)
     writer = GraphWriter(folder, settings, progress)
+    half = settings.precision == "float16"
+    calibration = checkpoint_to_calibration(checkpoint, latents, text, scheduler) if half else None
     for stage in checkpoint_to_stages(checkpoint, latents, text):
-        _write_stage(stage, writer)
-    UnetExport(checkpoint.unet, architecture, latents, text, writer).write()
+        write_stage(stage, writer, calibration)
+    UnetExport(checkpoint.unet, architecture, latents, text, writer).write(calibration)
     return Manifest(
         format_version=FORMAT_VERSION,
         producer=f"freeprompt {freeprompt.__version__}, torch {torch.__version__}",
@@ -79,6 +83,7 @@ def _fill(folder: Path, checkpoint: Checkpoint, settings: ExportSettings, progre
         graphs=writer.graphs,
         tokenizer=TOKENIZER,
         files=_files(folder),
+        half_precision=writer.half.to_spec() if half else None,
     )
 
 
@@ -88,15 +93,6 @@ def _architecture(checkpoint: Checkpoint, latents: LatentSpec, settings: ExportS
     records = settings.profile == "latency"
     layers = tuple(replace(layer, recordable=layer.replaced and records) for layer in architecture.layers)
     return replace(architecture, layers=layers)
-
-
-def _write_stage(stage: Stage, writer: GraphWriter) -> None:
-    writer.progress(f"graph {stage.name}")
-    names = [spec.name for spec in stage.signature[0]]
-    outputs = [spec.name for spec in stage.signature[1]]
-    model = writer.trace(stage.name, stage.module, stage.cases[0][1], stage.dynamic_shapes, names, outputs)
-    writer.save(model, stage.name, f"{stage.name}.weights")
-    writer.register(stage.name, stage.module.eval(), list(stage.cases[1:]), names, slice(None), stage.signature)
 
 
 def _files(folder: Path) -> tuple[FileSpec, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Callable
 
@@ -11,13 +11,12 @@ from torch import nn
 
 from freeprompt.errors import ExportError, OutputError
 from freeprompt.export.fusion import fuse
+from freeprompt.export.half import HalfLog
 from freeprompt.export.onnx_graph import module_to_onnx
-from freeprompt.export.parity import THRESHOLDS, graph_to_parity
-from freeprompt.export.settings import ExportSettings, Progress
+from freeprompt.export.parity import THRESHOLDS, Expectation, graph_to_parity
+from freeprompt.export.settings import ExportSettings, Precision, Progress
 from freeprompt.export.signatures import Signature
 from freeprompt.manifest import FusedGraph, GraphSpec
-
-Cases = list[tuple[str, tuple[Any, ...]]]
 
 
 class GraphWriter:
@@ -25,11 +24,13 @@ class GraphWriter:
 
     Attributes:
         graphs: name -> what the manifest says of it.
+        half: what was decided about half precision; empty where the bundle is float32.
     """
 
     def __init__(self, folder: Path, settings: ExportSettings, progress: Progress) -> None:
         self.folder, self.settings, self.progress = folder, settings, progress
         self.graphs: dict[str, GraphSpec] = {}
+        self.half = HalfLog()
 
     def trace(
         self,
@@ -40,13 +41,12 @@ class GraphWriter:
         inputs: list[str],
         outputs: list[str],
     ) -> ir.Model:
-        """``module`` in the settings' precision as an ONNX model.
+        """``module`` as an ONNX model.
 
         Raises:
             ExportError: it cannot be traced.
         """
-        precise = _to_precision(module, self.settings)
-        return module_to_onnx(precise, args, dynamic_shapes, inputs, outputs, self.settings.opset, name)
+        return module_to_onnx(module, args, dynamic_shapes, inputs, outputs, self.settings.opset, name)
 
     def save(self, model: ir.Model, name: str, weights: str) -> None:
         """Write the graph ``name`` and its weights.
@@ -67,31 +67,36 @@ class GraphWriter:
         ir.save(model, self.folder / f"{name}.onnx")
 
     def register(
-        self, name: str, reference: nn.Module, cases: Cases, names: list[str], outputs: slice, signature: Signature
+        self,
+        name: str,
+        expectations: Sequence[Expectation],
+        names: list[str],
+        outputs: slice,
+        signature: Signature,
+        precision: Precision | None = None,
     ) -> None:
-        """Write the fused form of the written graph, and compare both with ``reference`` in float32.
+        """Write the fused form of the written graph, and compare both with what their model computes in float32.
 
         Args:
             name: of the graph.
-            reference, cases, names, outputs: as ``graph_to_parity`` takes them.
+            expectations, names, outputs: as ``graph_to_parity`` takes them.
             signature: of the graph.
+            precision: of its weights, where it is not that of the settings.
 
         Raises:
-            ExportError: it does not agree.
+            ExportError: one does not agree.
         """
         if {s.name for s in signature[0]} - set(names):
             raise ExportError(f"graph {name} has inputs that were not traced")
         path, fused_path = self.folder / f"{name}.onnx", self.folder / f"{name}.fused.onnx"
-        precision = self.settings.precision
+        precision = precision or self.settings.precision
+        parity = graph_to_parity(name, path, expectations, names, outputs, precision)
         operators = _write_fused(name, path, fused_path)
-        paths = (path, fused_path)
-        parity, fused_parity = graph_to_parity(name, paths, reference, cases, tuple(names), outputs, precision)
+        fused_parity = graph_to_parity(name, fused_path, expectations, names, outputs, precision)
         worst = max(p.relative_l2 for p in (*parity, *fused_parity))
         self.progress(f"graph {name}: agrees with torch to {worst:.1e}")
         fused = FusedGraph(fused_path.name, operators, fused_parity)
-        self.graphs[name] = GraphSpec(
-            path.name, signature[0], signature[1], parity, THRESHOLDS[precision], fused=fused
-        )
+        self.graphs[name] = GraphSpec(path.name, signature[0], signature[1], parity, THRESHOLDS[precision], fused=fused)
 
 
 def _write_fused(name: str, path: Path, fused_path: Path) -> dict[str, int]:
@@ -105,10 +110,3 @@ def _write_fused(name: str, path: Path, fused_path: Path) -> dict[str, int]:
     except Exception as error:  # the rewriter raises whatever its rules meet
         raise ExportError(f"graph {name} could not be fused for ONNX Runtime: {error}") from error
     return operators
-
-
-def _to_precision(module: nn.Module, settings: ExportSettings) -> nn.Module:
-    """The module as it is traced; a copy where the weights are halved, since parity needs the original."""
-    if settings.precision == "float32":
-        return module.eval()
-    return copy.deepcopy(module).half().eval()

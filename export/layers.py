@@ -84,9 +84,7 @@ def unet_to_architecture(unet: UNet2DConditionModel, height: int, width: int) ->
     return Architecture(layers, tuple(cross), counter.get_total_flops() // 2, before)
 
 
-def set_routed_attention(
-    unet: UNet2DConditionModel, architecture: Architecture, upcast: Collection[str] = ()
-) -> None:
+def set_routed_attention(unet: UNet2DConditionModel, architecture: Architecture, upcast: Collection[str] = ()) -> None:
     """Give every attention layer of ``unet`` the processor that reads its routing from the inputs.
 
     Args:

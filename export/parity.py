@@ -26,7 +26,7 @@ NumpyArray = npt.NDArray[Any]
 Case = tuple[str, tuple[Any, ...]]
 
 
-class Disagreement(ExportError):
+class ParityError(ExportError):
     """A graph does not compute what its model computes."""
 
 
@@ -79,7 +79,7 @@ def graph_to_parity(
 
     Raises:
         ExportError: the graph does not run.
-        Disagreement: not finite, or past the threshold.
+        ParityError: not finite, or past the threshold.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 3
@@ -97,7 +97,7 @@ def graph_to_parity(
         raise ExportError(f"graph {name} does not run in ONNX Runtime: {error}") from error
     worst = max(found, key=lambda parity: parity.relative_l2)
     if worst.relative_l2 > THRESHOLDS[precision]:
-        raise Disagreement(
+        raise ParityError(
             f"graph {name} differs from the model by {worst.relative_l2:.2e} (relative L2, {worst.shapes}); "
             f"{THRESHOLDS[precision]:.0e} is allowed in {precision}"
         )
@@ -117,7 +117,7 @@ def _compare(name: str, shapes: str, expected: Sequence[NumpyArray], got: Sequen
         if want.shape != have.shape:
             raise ExportError(f"graph {name} gives shape {have.shape}, the model {want.shape}")
         if not np.isfinite(have).all():
-            raise Disagreement(
+            raise ParityError(
                 f"graph {name} gives values that are not finite ({shapes}): it overflows in half precision; "
                 "export with float32"
             )

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from diffusers import UNet2DConditionModel
 
 from freeprompt.export import variants
+from freeprompt.export.calibration import Calibration
 from freeprompt.export.cases import Routes, StepCase, step_cases
 from freeprompt.export.graph_writer import GraphWriter
+from freeprompt.export.half import halve
 from freeprompt.export.layers import Architecture, set_routed_attention
+from freeprompt.export.parity import Expectation, module_to_expectations
+from freeprompt.export.ranges import WHOLE, unet_to_ranges
 from freeprompt.export.signatures import (
     Signature,
     record_name,
@@ -22,6 +27,8 @@ from freeprompt.manifest import DataType, LatentSpec, TextSpec
 
 TRACED = "traced"
 WEIGHTS = "unet.weights"
+# What the manifest calls all of its graphs together.
+UNET = "unet"
 
 
 class UnetExport:
@@ -36,22 +43,33 @@ class UnetExport:
         writer: GraphWriter,
     ) -> None:
         self.architecture, self.latents, self.text, self.writer = architecture, latents, text, writer
+        self.half = writer.settings.precision == "float16"
         self.recordable = tuple(layer.number for layer in architecture.layers if layer.recordable)
         set_routed_attention(unet, architecture)
-        self.module = StepGraph(unet, self.recordable)
+        self.module = StepGraph(unet, self.recordable).eval()
+        self.expected: dict[Routes, tuple[Expectation, ...]] = {}
         self.step = step_signature(latents, text, len(architecture.layers), len(architecture.cross_layers))
         dtype: DataType = writer.settings.precision
         self.rows_in = record_tensors(architecture.layers, "record_rows", dtype)
         self.record = record_signature(latents, text, architecture.layers, dtype)
         self.names = [spec.name for spec in (*self.step[0], *self.rows_in)]
 
-    def write(self) -> None:
-        """Write every graph that the architecture's recordable layers allow.
+    def write(self, calibration: Calibration | None) -> None:
+        """Write every graph that the architecture's recordable layers allow. The U-Net's weights are gone after it.
+
+        Args:
+            calibration: for half precision.
 
         Raises:
             ExportError: a graph cannot be exported or does not agree with the model.
         """
+        routes: tuple[Routes, ...] = ("own", "recorded", "none") if self.recordable else ("own",)
+        self.expected = {route: self._expect(route) for route in routes}
+        if calibration is not None:
+            self._halve(calibration)
         self._trace()
+        # ONNX Runtime will hold a copy of the weights, and another while it loads.
+        self.module.to("meta")
         self.writer.progress("graph step")
         self.writer.cut(TRACED, "step", variants.to_step)
         self._register("step", "own", self.step)
@@ -62,6 +80,23 @@ class UnetExport:
         if self.recordable:
             self._count_macs("record", self.architecture.macs_before[self.recordable[-1] - 1])
         (self.writer.folder / f"{TRACED}.onnx").unlink()
+
+    def _halve(self, calibration: Calibration) -> None:
+        """Halve the weights in place, but for what the calibration shows to be out of range."""
+        self.writer.progress("graph step: measuring the U-Net's ranges")
+        unet, log = self.module.unet, self.writer.half
+        ranges = unet_to_ranges(unet, calibration.samples, calibration.timesteps, calibration.texts)
+        log.ranges[UNET] = ranges
+        parts, upcast = ranges.float32_parts(), ranges.upcast()
+        log.keep_parts(UNET, parts, "activations")
+        log.keep_parts(UNET, upcast, "attention logits")
+        for name in ranges.logits:
+            if unet.get_submodule(name).upcast_attention and name not in upcast:
+                log.keep(UNET, name, "the checkpoint's configuration says upcast_attention")
+        set_routed_attention(unet, self.architecture, upcast)
+        self.module.record_dtype = torch.float16
+        if WHOLE not in parts:
+            halve(unet, parts)
 
     def _trace(self) -> None:
         self.writer.progress("graph step: tracing the U-Net")
@@ -85,14 +120,17 @@ class UnetExport:
 
     def _cases(self, routes: Routes) -> list[StepCase]:
         cases = step_cases(self.latents, self.text, self.architecture, routes)
-        if self.writer.settings.precision == "float32":
+        if not self.half:
             return cases
         return [replace(c, records=tuple(r.half() for r in c.records)) for c in cases]
 
+    def _expect(self, routes: Routes) -> tuple[Expectation, ...]:
+        cases = self._cases(routes)[1:]
+        return module_to_expectations(self.module, [(case.shapes, case.args) for case in cases])
+
     def _register(self, name: str, routes: Routes, signature: Signature) -> None:
-        cases = [(case.shapes, case.args) for case in self._cases(routes)[1:]]
         outputs = {"record": slice(1, None), "step_recording": slice(None)}.get(name, slice(0, 1))
-        self.writer.register(name, self.module, cases, self.names, outputs, signature)
+        self.writer.register(name, self.expected[routes], self.names, outputs, signature)
 
     def _count_macs(self, name: str, macs: int) -> None:
         graphs = self.writer.graphs

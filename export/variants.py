@@ -105,7 +105,9 @@ def _bypass(model: ir.Model, nodes: Iterable[ir.Node]) -> None:
 def _remove_records(model: ir.Model) -> None:
     for value in list(model.graph.inputs):
         if value.name is not None and value.name.startswith("record_"):
-            _bypass(model, (use.node for use in value.uses()))
+            # Cast first where the layer that takes it stays float32 in a float16 bundle.
+            record = _after_reshapes(value)
+            _bypass(model, (use.node for use in record.uses()))
             model.graph.inputs.remove(value)
 
 
