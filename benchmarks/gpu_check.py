@@ -5,8 +5,9 @@
                                                                        what a CPU can do, tiny
 
 Parts, in order: export, references, machine, torch-eager, torch-compile, literal, ort-cpu (dry run only), ort-cuda,
-ort-cuda-graph, ort-tensorrt, tensorrt-build, tensorrt, tensorrt-no-graph, report. The procedure on a machine without
-network, with TensorRT 8.6 in a Python of its own, is in benchmarks/gpu/README.md.
+ort-cuda-graph, ort-tensorrt, tensorrt-build, tensorrt, tensorrt-no-graph, profile, precision-prepare, precision,
+report. The procedure on a machine without network, with TensorRT 8.6 in a Python of its own, is in
+benchmarks/gpu/README.md; benchmarks/gpu/lent.py runs it.
 
 This file and what the TensorRT parts import run under Python 3.9 without PyTorch.
 """
@@ -14,7 +15,6 @@ This file and what the TensorRT parts import run under Python 3.9 without PyTorc
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import sys
 import time
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Callable, Optional
 
 from benchmarks.gpu import measure
-from benchmarks.gpu.report import merge, table
+from benchmarks.gpu.report import goals, merge, precision_table, profile_table, table
 from benchmarks.gpu.results import Results, machine_facts
 from freeprompt.bundle import Bundle
 from freeprompt.engines.session import Backend
@@ -150,34 +150,9 @@ class Check:
 
     def tensorrt_build(self) -> None:
         """Engines of every graph, the most important first: one engine at a time, since a build cannot be resumed."""
-        import msgspec
+        from benchmarks.gpu.engines import build_engines
 
-        from freeprompt.engines.tensorrt_bundle import LATENCY, MEMORY, BundleBuild, build_bundle
-        from freeprompt.engines.tensorrt_profile import Rows, Shapes
-        from freeprompt.engines.tensorrt_session import TensorRTBackend
-
-        latents = self.bundle.manifest.latents
-        sizes = ((latents.width, latents.height),)
-        results = self.results("tensorrt-build")
-        graphs = self.bundle.manifest.graphs
-
-        def build(graph: str, rows: tuple[int, ...], profile: str) -> dict[str, Any]:
-            shapes = Shapes(sizes, tuple(Rows.parse(str(r)) for r in rows))
-            wanted = BundleBuild(shapes, profile, (graph,))
-            found = build_bundle(self.bundle, wanted, TensorRTBackend(), progress=lambda line: print(line, flush=True))
-            return {"engines": [{"how": o.how, **msgspec.to_builtins(o.record)} for o in found]}
-
-        first = sorted(self.effort.rows, key=lambda rows: (rows > 3, rows != 2, rows))
-        wanted: list[tuple[str, tuple[int, ...], str]] = [("text_encoder", self.effort.rows, MEMORY)]
-        wanted += [(graph, (1,), MEMORY) for graph in ("vae_encoder", "vae_decoder")]
-        wanted += [("step", (rows,), LATENCY) for rows in first[:3]]
-        wanted += [(graph, (2,), LATENCY) for graph in ("record", "step_recorded") if graph in graphs]
-        wanted += [("step", (rows,), LATENCY) for rows in first[3:]]
-        # To compare: all shapes of an edit in one engine, which share its weights.
-        wanted.append(("step", (1, 2, 3), MEMORY))
-        for graph, rows, profile in wanted:
-            label = f"{graph}, rows {','.join(map(str, rows))}, {profile}"
-            results.once(label, functools.partial(build, graph, rows, profile))
+        build_engines(self.bundle, self.effort.rows, self.results("tensorrt-build").once)
 
     def tensorrt(self) -> None:
         self._measure("tensorrt", lambda: _tensorrt(cuda_graphs=True))
@@ -185,12 +160,44 @@ class Check:
     def tensorrt_no_graph(self) -> None:
         self._measure("tensorrt-no-graph", lambda: _tensorrt(cuda_graphs=False))
 
+    def profile(self) -> None:
+        """Where the time of a step of two rows goes, on every backend that this Python has."""
+        from benchmarks.gpu.profiles import profiles
+
+        results = self.results("profile")
+        for name, measured in profiles(self.bundle, self.checkpoint, self.dry):
+            results.once(name, measured)
+
+    def precision_prepare(self) -> None:
+        """A small model whose logits grow; with PyTorch."""
+
+        def run() -> dict[str, Any]:
+            from benchmarks.gpu.precision_prepare import prepare
+
+            return {"logits": [rung.logits for rung in prepare(self.precision_work, self.out, self.dry, self.device)]}
+
+        there = (self.precision_work / "bundle-0" / "manifest.json").exists()
+        Results(self.out / "part-precision-prepare.json", self.again or not there).once("ladder", run)
+
+    def precision(self) -> None:
+        """Where half precision ends, on every backend that this Python has."""
+        from benchmarks.gpu.precision import cases
+
+        results = self.results("precision")
+        for name, measured in cases(self.precision_work, self.out, self.dry):
+            results.once(name, measured)
+
+    @property
+    def precision_work(self) -> Path:
+        return self.work / "precision"
+
     def report(self) -> None:
         """Merge the parts and print the table."""
         parts = merge(self.out)
         macs = self.bundle.manifest.graph("step").macs
         (self.out / "gpu_check.json").write_text(json.dumps({"macs_per_row": macs, "parts": parts}, indent=1) + "\n")
-        print("\n".join(table(parts, macs)))
+        for section in (table(parts, macs), goals(parts), profile_table(parts), precision_table(parts)):
+            print("\n".join(section))
 
     def _measure(self, part: str, create: Callable[[], Backend], records: tuple[str, ...] = ("none", "exact")) -> None:
         once = self.results(part).once
@@ -233,10 +240,24 @@ PARTS: dict[str, Callable[[Check], None]] = {
     "tensorrt-build": Check.tensorrt_build,
     "tensorrt": Check.tensorrt,
     "tensorrt-no-graph": Check.tensorrt_no_graph,
+    "profile": Check.profile,
+    "precision-prepare": Check.precision_prepare,
+    "precision": Check.precision,
     "report": Check.report,
 }
 # What runs without a GPU.
-DRY_PARTS = ("export", "references", "machine", "torch-eager", "literal", "ort-cpu", "report")
+DRY_PARTS = (
+    "export",
+    "references",
+    "machine",
+    "torch-eager",
+    "literal",
+    "ort-cpu",
+    "profile",
+    "precision-prepare",
+    "precision",
+    "report",
+)
 
 
 def main(arguments: Optional[list[str]] = None) -> int:

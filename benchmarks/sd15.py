@@ -39,16 +39,26 @@ def fill_randomly(module: nn.Module, seed: int = 0) -> None:
                 parameter.fill_(1.0 if name.endswith("weight") else 0.0)
 
 
-def random_unet(seed: int = 0) -> UNet2DConditionModel:
-    """A U-Net of Stable Diffusion 1.5's architecture in float32, 860 million random parameters."""
+# Its two outer levels: 4096 tokens of 8 x 40 and 1024 of 8 x 80, with an eighth of its weights.
+NARROW = {
+    **UNET,
+    "block_out_channels": (320, 640),
+    "layers_per_block": 1,
+    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+}
+
+
+def random_unet(seed: int = 0, narrow: bool = False) -> UNet2DConditionModel:
+    """A U-Net of Stable Diffusion 1.5's architecture in float32, 860 million random parameters; or a narrow one."""
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**UNET)
+        unet = UNet2DConditionModel(**(NARROW if narrow else UNET))
     unet = unet.to_empty(device="cpu").eval()
     fill_randomly(unet, seed)
     return unet
 
 
-def save_random_checkpoint(folder: Path, seed: int = 0) -> None:
+def save_random_checkpoint(folder: Path, seed: int = 0, narrow: bool = False) -> None:
     """Write a diffusers folder: the U-Net at full size in float16, a small autoencoder and text encoder around it."""
     tokenizer = tiny_tokenizer()
     vae = AutoencoderKL(
@@ -71,4 +81,6 @@ def save_random_checkpoint(folder: Path, seed: int = 0) -> None:
         )
     )
     with quiet():
-        to_pipeline(random_unet(seed).half(), vae.half(), text_encoder.half(), tokenizer).save_pretrained(folder)
+        to_pipeline(random_unet(seed, narrow).half(), vae.half(), text_encoder.half(), tokenizer).save_pretrained(
+            folder
+        )

@@ -58,6 +58,14 @@ def step_sizes(bundle: Bundle, rows: int) -> dict[str, int]:
     }
 
 
+def step_feeds(bundle: Bundle, backend: Backend, rows: int) -> dict[str, Any]:
+    """Inputs of a step as an edit has them: tables on the host, all else on the device."""
+    feeds: dict[str, Any] = dict(seeded_inputs(bundle.manifest, "step", step_sizes(bundle, rows)))
+    for name in ("latents", "pinned_latents", "encoder_hidden_states"):
+        feeds[name] = backend.upload(feeds[name])
+    return feeds
+
+
 def start_latents(bundle: Bundle) -> NumpyArray:
     """Clean latents for the edits, the same everywhere."""
     sizes = step_sizes(bundle, 1)
@@ -85,9 +93,7 @@ def edit_parity(bundle: Bundle, backend: Backend, folder: Path, record: str) -> 
 def time_step(bundle: Bundle, backend: Backend, rows: int, effort: Effort) -> dict[str, Any]:
     """Milliseconds of one step, each sample the mean of several that follow each other as in a loop."""
     session = backend.open(bundle, "step")
-    feeds: dict[str, Any] = dict(seeded_inputs(bundle.manifest, "step", step_sizes(bundle, rows)))
-    for name in ("latents", "pinned_latents", "encoder_hidden_states"):
-        feeds[name] = backend.upload(feeds[name])
+    feeds = step_feeds(bundle, backend, rows)
 
     def run(count: int) -> None:
         for _ in range(count):

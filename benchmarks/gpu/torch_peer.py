@@ -123,6 +123,10 @@ class TorchBackend:
     def device(self) -> str:
         return self._device
 
+    def module(self, graph: str) -> nn.Module:
+        """What computes a graph; its weights may be changed."""
+        return self._modules[graph]
+
     def open(self, bundle: Bundle, graph: str) -> TorchSession:
         module: Any = self._modules[graph]
         clones = False

@@ -1,0 +1,209 @@
+"""The measurement for a GPU, as far as a CPU can show it: parts that run, go on, and say what they found."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import gpu_check
+from benchmarks.gpu import precision, report
+from benchmarks.gpu.kinds import NAMES, Timed, kind_of, summarise
+from benchmarks.gpu.measure import step_feeds
+from benchmarks.gpu.profile_ort import WARM, events_to_nodes
+from benchmarks.gpu.profile_torch import events_to_kernels
+from benchmarks.gpu.profiles import tensorrt_profile
+from freeprompt.bundle import Bundle
+from freeprompt.engines.onnxruntime_backend import OnnxRuntimeBackend
+from tests.engines.conftest import Machine
+
+
+@pytest.fixture(scope="module")
+def folders(tiny_bundle: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A work folder with checkpoint and bundle, as after the export, and one for results."""
+    work = tmp_path_factory.mktemp("work")
+    shutil.copytree(tiny_bundle, work / "bundle")
+    shutil.copytree(tiny_checkpoint, work / "checkpoint")
+    return work, work / "out"
+
+
+def run(folders: tuple[Path, Path], *parts: str) -> dict[str, Any]:
+    work, out = folders
+    assert gpu_check.main([*parts, "--dry-run", "--work", str(work), "--out", str(out)]) == 0
+    return report.merge(out)
+
+
+def test_the_dry_run(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    parts = run(folders, "references", "machine", "ort-cpu", "profile", "report")
+    for part in ("ort-cpu", "references", "profile"):
+        assert not [item for item, value in parts[part].items() if "error" in value]
+    assert parts["ort-cpu"]["parity of an edit, record exact"]["passed"]
+    assert set(parts["profile"]) == {"torch-eager", "ort-cpu"}
+    for found in parts["profile"].values():
+        assert found["kinds"].keys() == set(NAMES)
+        assert found["total_ms"] == pytest.approx(sum(found["kinds"].values()))
+        assert len(found["layers"]) == 25 < found["of"]
+        # The tiny model has convolutions, products, norms and attention, and little that has no name.
+        assert min(found["kinds"][k] for k in ("attention", "convolution", "normalisation", "matrix product")) > 0
+    printed = capsys.readouterr().out
+    assert "where a step of 2 rows spends its time" in printed
+    assert "goal first edit, s <= 0.5: not measured" in printed, "the CPU's figures are not what the goals are about"
+    before = (folders[1] / "part-profile.json").read_bytes()
+    run(folders, "profile")
+    assert (folders[1] / "part-profile.json").read_bytes() == before, "measured once"
+
+
+def test_a_part_that_was_cut_off_goes_on(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    run(folders, "references")
+    path = folders[1] / "part-profile.json"
+    path.unlink(missing_ok=True)
+
+    def fails(*args: Any) -> Any:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr("benchmarks.gpu.profiles._onnxruntime", fails)
+    found = run(folders, "profile")["profile"]
+    assert found["ort-cpu"] == {"error": "RuntimeError: no memory"}
+    kept = found["torch-eager"]
+    monkeypatch.undo()
+    found = run(folders, "profile")["profile"]
+    assert found["torch-eager"] == kept and "kinds" in found["ort-cpu"]
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("_gemm_mha_v2_0x9d5b_myl0_12", "attention"),
+        ("void pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits<40, 64>>", "attention"),
+        ("fmha_cutlassF_f16_aligned_64x64_rf_sm80", "attention"),
+        ("MultiHeadAttention", "attention"),
+        ("softmax_warp_forward", "attention"),
+        ("sm90_xmma_fprop_implicit_gemm_f16f16_nhwc", "convolution"),
+        ("/down_blocks.0/attentions.0/proj_in/Conv CaskConvolution", "convolution"),
+        ("conv2d_22_nchwc", "convolution"),
+        ("sm90_xmma_gemm_f16f16_f16f32_tn_n_tilesize128x128", "matrix product"),
+        ("nvjet_hsh_128x256_64x4_1x2_h_bz_coopA_NTT", "matrix product"),
+        ("ampere_fp16_s16816gemm_fp16_128x128", "matrix product"),
+        ("aten::addmm", "matrix product"),
+        ("MatMul", "matrix product"),
+        ("LayerNormalization", "normalisation"),
+        ("RowwiseMomentsCUDAKernel", "normalisation"),
+        ("triton_red_fused_native_group_norm_7", "normalisation"),
+        ("Reformatting CopyNode for Input Tensor 0", "copy"),
+        ("Memcpy DtoD (Device -> Device)", "copy"),
+        ("aten::convert_element", "copy"),
+        ("Transpose", "copy"),
+        ("Gather", "copy"),
+        ("PWN(/mid/Sigmoid, /mid/Mul)", "pointwise"),
+        ("vectorized_elementwise_kernel<4, silu>", "pointwise"),
+        ("triton_poi_fused_add_mul_3", "pointwise"),
+        ("Add", "pointwise"),
+        ("Squeeze_token_14", "other"),
+    ],
+)
+def test_kinds_of_names_that_were_seen(text: str, kind: str) -> None:
+    assert kind_of(text) == kind
+
+
+def test_sums_by_kind() -> None:
+    found = summarise(
+        [Timed("a", 1.0, about="Softmax"), Timed("conv", 2.0), Timed("linear_3", 0.5, about="Add"), Timed("x", 4.0)], 2
+    )
+    assert found["total_ms"] == 7.5 and found["of"] == 4
+    assert {k: v for k, v in found["kinds"].items() if v} == {
+        "attention": 1.0,
+        "convolution": 2.0,
+        "pointwise": 0.5,
+        "other": 4.0,
+    }
+    assert [layer["name"] for layer in found["layers"]] == ["x", "conv"]
+
+
+def test_nodes_of_the_runs_after_the_warm_up() -> None:
+    def node(name: str, dur: int) -> dict[str, Any]:
+        return {"cat": "Node", "name": f"{name}_kernel_time", "dur": dur, "args": {"op_name": "Conv"}}
+
+    events = [node("a", 9000)] * WARM + [node("a", 1000), node("a", 3000)] + [{"cat": "Session", "name": "run"}]
+    events += [node("b", 5000)] * 2 * WARM + [node("b", 250)] * 4
+    found = {one.name: one for one in events_to_nodes(events, 2)}
+    assert (found["a"].ms, found["a"].calls, found["a"].about) == (2.0, 1.0, "Conv")
+    assert (found["b"].ms, found["b"].calls) == (0.5, 2.0)
+
+
+def test_kernels_of_a_trace() -> None:
+    events = [
+        {"cat": "kernel", "name": "k", "dur": 1500},
+        {"cat": "kernel", "name": "k", "dur": 500},
+        {"cat": "gpu_memcpy", "name": "Memcpy HtoD", "dur": 100},
+        {"cat": "cpu_op", "name": "aten::mm", "dur": 9999},
+    ]
+    assert {(t.name, t.ms, t.calls) for t in events_to_kernels(events, 2)} == {
+        ("k", 1.0, 1.0),
+        ("Memcpy HtoD", 0.05, 0.5),
+    }
+
+
+def test_layers_by_tensorrts_profiler(bundle: Bundle) -> None:
+    machine = Machine.create()
+    machine.trt.layers = [{"Name": "node_17", "LayerType": "kgen", "TacticName": "_gemm_mha_v2"}]
+    machine.trt.times = [("node_17", 2.0), ("Reformatting CopyNode", 0.5)]
+    machine.build(bundle, "step", rows="2")
+    session = machine.backend.open(bundle, "step")
+    found = tensorrt_profile(session, step_feeds(bundle, machine.backend, 2), runs=4)
+    assert {k: v for k, v in found["kinds"].items() if v} == {"attention": 2.0, "copy": 0.5}
+
+
+def test_goals_that_are_missed_are_said_to_be() -> None:
+    step, slow = {"ms_per_row": 2.0}, {"ms_per_row": 2.4}
+    edits = {"first_median": 0.6, "further_median": 0.2}
+    parts = {
+        "tensorrt": {"time of a step, 2 rows": step, "time of edits, record exact": edits},
+        "ort-cuda": {"time of a step, 2 rows": slow},
+        "torch-compile": {"time of a step, 2 rows": slow, "time of edits, record none": {"first_median": 0.1}},
+    }
+    lines = list(report.goals(parts))
+    assert "goal ms per row at 2 rows <= 2.5: 2.000 (tensorrt): met" in lines
+    assert "goal ahead of torch.compile >= 1.3x, step of 2 rows: 1.20x (tensorrt): MISSED" in lines
+    assert "goal first edit, s <= 0.5: 0.600 (tensorrt): MISSED" in lines
+    assert "goal further edit, s <= 0.28: 0.200 (tensorrt): met" in lines
+
+
+def test_where_half_precision_ends(
+    tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The ladder on the float32 bundle (an export costs a minute): scaling the weights in the files does to ONNX
+    Runtime what scaling them in the modules does to PyTorch."""
+    from benchmarks.gpu.precision_prepare import prepare
+
+    work, out = tmp_path / "work", tmp_path / "out"
+    out.mkdir()
+    shutil.copytree(tiny_checkpoint, work / "checkpoint")
+    shutil.copytree(tiny_bundle, precision.bundle_path(work, 0))
+    rungs = prepare(work, out, dry=True, device="cpu")
+    assert [rung.logits for rung in rungs[1:]] == pytest.approx(precision.LADDER[1:], rel=0.01)
+    assert precision.load_rungs(out) == rungs
+    for rung in rungs[:3]:
+        bundle = Bundle.open(precision.bundle_path(work, rung.number), verify=False)
+        found = precision._measure(
+            bundle, "ort-cpu", lambda b=bundle: OnnxRuntimeBackend("cpu", 1).open(b, "step"), rung, out
+        )
+        # Attention that is all but one-hot magnifies rounding.
+        assert found["finite"] and found["relative_l2"] < (1e-5 if rung.number == 0 else 1e-2), found
+    plain = np.load(out / "reference-precision-0.npz")["values"]
+    scaled = np.load(out / "reference-precision-1.npz")["values"]
+    assert np.linalg.norm(plain - scaled) / np.linalg.norm(plain) > 0.05, "or nothing would have been scaled"
+    # In half precision PyTorch's plain attention ends between the last two rungs; its fused one keeps sums in float32.
+    results = dict(precision.cases(work, out, dry=True))
+    last = {name.split(",")[0]: measured for name, measured in results.items() if "1.3e+05" in name}
+    before = {name.split(",")[0]: measured for name, measured in results.items() if "6e+04" in name}
+    assert before["torch-eager"]()["finite"]
+    ended, fused = last["torch-eager"](), last["torch-fused"]()
+    assert not ended["finite"] and ended["relative_l2"] is None
+    assert fused["finite"]
+    (out / "part-precision.json").write_text(json.dumps({"a": ended, "b": fused}))
+    table = list(report.precision_table(report.merge(out)))
+    assert table[-2].split() == ["torch-eager", "x"]
