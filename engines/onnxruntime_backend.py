@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Optional
@@ -26,8 +27,7 @@ _DTYPES = {
     "tensor(int32)": "int32",
     "tensor(int64)": "int64",
 }
-# Warnings of the library are about its own choices (a node placed on the CPU, a transformer skipped); errors are
-# raised.
+# Warnings of the library are about its own choices (a node placed on the CPU, a transformer skipped); errors raise.
 _LOG_ERROR = 3
 
 Provider = tuple[str, dict[str, str]]
@@ -202,7 +202,13 @@ def open_session(
     options.log_severity_level = _LOG_ERROR
     if threads is not None:
         options.intra_op_num_threads = threads
-    path = str(bundle.graph_path(graph))
+    if name == "cpu":
+        # A plan of memory for each set of shapes costs half as much again as it saves, and no time (ARCHITECTURE.md).
+        options.enable_mem_pattern = False
+        if _share_arena():
+            options.add_session_config_entry("session.use_env_allocators", "1")
+    # TensorRT knows the standard's operators only.
+    path = str(bundle.graph_path(graph, fused=name != "ort-tensorrt"))
     try:
         session = ort.InferenceSession(path, options, providers=providers)
     except Exception as error:
@@ -214,6 +220,20 @@ def open_session(
             "check the driver and that its CUDA and cuDNN match this onnxruntime-gpu ('freeprompt doctor')"
         )
     return session
+
+
+@functools.cache
+def _share_arena() -> bool:
+    """Let all sessions of the process take their memory from one arena: they run one after the other.
+
+    Else each keeps what its largest evaluation took. The library has one such arena, made once.
+    """
+    kind = getattr(ort, "OrtAllocatorType", None)
+    if kind is None or not hasattr(ort, "create_and_register_allocator"):
+        return False
+    info = ort.OrtMemoryInfo("Cpu", kind.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(info, None)
+    return True
 
 
 def cuda_options() -> dict[str, str]:
