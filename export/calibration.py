@@ -29,7 +29,7 @@ class Calibration:
         ids: [4, tokens] int32: the empty prompt, then random ones of several lengths.
         texts: [4, tokens, channels]: those encoded.
         samples: [4, C, h, w]: the encoded images with the noise of ``timesteps``.
-        timesteps: [4].
+        timesteps: [4] int64.
     """
 
     images: Tensor
@@ -60,7 +60,7 @@ def checkpoint_to_calibration(
     alphas = torch.tensor(scheduler.alphas_cumprod)[timesteps, None, None, None]
     samples = alphas.sqrt() * clean + (1 - alphas).sqrt() * torch.randn(clean.shape, generator=generator)
     codes = torch.cat([clean, torch.randn(clean.shape, generator=generator)])
-    return Calibration(images, codes, ids, texts, samples, timesteps.float())
+    return Calibration(images, codes, ids, texts, samples, timesteps)
 
 
 def _images(height: int, width: int, generator: torch.Generator) -> Tensor:

@@ -66,7 +66,7 @@ class UnetExport:
         routes: tuple[Routes, ...] = ("own", "recorded", "none") if self.recordable else ("own",)
         self.expected = {route: self._expect(route) for route in routes}
         if calibration is not None:
-            self._halve(calibration)
+            self.halve(calibration)
         self._trace()
         # ONNX Runtime will hold a copy of the weights, and another while it loads.
         self.module.to("meta")
@@ -81,13 +81,14 @@ class UnetExport:
             self._count_macs("record", self.architecture.macs_before[self.recordable[-1] - 1])
         (self.writer.folder / f"{TRACED}.onnx").unlink()
 
-    def _halve(self, calibration: Calibration) -> None:
+    def halve(self, calibration: Calibration) -> None:
         """Halve the weights in place, but for what the calibration shows to be out of range."""
         self.writer.progress("graph step: measuring the U-Net's ranges")
         unet, log = self.module.unet, self.writer.half
         ranges = unet_to_ranges(unet, calibration.samples, calibration.timesteps, calibration.texts)
         log.ranges[UNET] = ranges
-        parts, upcast = ranges.float32_parts(), ranges.upcast()
+        parts = ranges.float32_parts()
+        upcast = {name: peak for name, peak in ranges.upcast().items() if not parts.keys() & {WHOLE, name}}
         log.keep_parts(UNET, parts, "activations")
         log.keep_parts(UNET, upcast, "attention logits")
         for name in ranges.logits:

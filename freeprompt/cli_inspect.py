@@ -77,6 +77,7 @@ def bundle_to_lines(bundle: Bundle) -> Iterator[str]:
     width = max(len(name) for name in facts)
     yield from (f"{name:{width}}  {value}" for name, value in facts.items())
     yield ""
+    yield from _half_lines(manifest)
     yield from _graph_lines(manifest)
     yield from _layer_lines(manifest)
     yield ""
@@ -84,6 +85,22 @@ def bundle_to_lines(bundle: Bundle) -> Iterator[str]:
         ("file", "size", "sha256"),
         [(file.path, _megabytes(file.bytes), file.sha256[:16]) for file in manifest.files],
     )
+
+
+def _half_lines(manifest: Manifest) -> Iterator[str]:
+    half = manifest.half_precision
+    if half is None:
+        return
+    yield f"half precision: what exceeds {half.limit:g} on the export's inputs stays float32"
+    yield from (f"  largest activation of {graph}: {peak:.4g}" for graph, peak in half.activations.items())
+    if half.logits:
+        layer, peak = max(half.logits.items(), key=lambda item: item[1])
+        yield f"  largest attention logit: {peak:.4g} in {layer}"
+    for part in half.float32_parts:
+        yield f"  float32: {'.'.join(filter(None, (part.graph, part.part)))}: {part.reason}"
+    if not half.float32_parts:
+        yield "  nothing does"
+    yield ""
 
 
 def _graph_lines(manifest: Manifest) -> Iterator[str]:
