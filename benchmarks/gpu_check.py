@@ -5,9 +5,9 @@
                                                                        what a CPU can do, tiny
 
 Parts, in order: export, references, machine, torch-eager, torch-compile, literal, ort-cpu (dry run only), ort-cuda,
-ort-cuda-graph, ort-tensorrt, tensorrt-build, tensorrt, tensorrt-no-graph, profile, precision-prepare, precision,
-report. The procedure on a machine without network, with TensorRT 8.6 in a Python of its own, is in
-benchmarks/gpu/README.md; benchmarks/gpu/lent.py runs it.
+ort-cuda-graph, ort-tensorrt, tensorrt-build, tensorrt-build-more, tensorrt, tensorrt-no-graph, profile,
+precision-prepare, precision, report. The procedure on a machine without network, with TensorRT 8.6 in a Python of its
+own, is in benchmarks/gpu/README.md; benchmarks/gpu/lent.py runs it.
 
 This file and what the TensorRT parts import run under Python 3.9 without PyTorch.
 """
@@ -15,216 +15,11 @@ This file and what the TensorRT parts import run under Python 3.9 without PyTorc
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 import time
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Callable, Optional
 
-from benchmarks.gpu import measure
-from benchmarks.gpu.report import goals, merge, precision_table, profile_table, table
-from benchmarks.gpu.results import Results, machine_facts
-from freeprompt.bundle import Bundle
-from freeprompt.engines.session import Backend
-
-
-class Check:
-    """The parts, on one pair of folders.
-
-    Args:
-        work: checkpoint, bundle and engines (gigabytes); may be lost and made again.
-        out: what is measured, and the references of the parity.
-        dry: a tiny model on the CPU.
-        again: measure again what is there.
-    """
-
-    def __init__(self, work: Path, out: Path, dry: bool = False, again: bool = False) -> None:
-        self.work, self.out, self.dry, self.again = work, out, dry, again
-        self.effort = measure.DRY if dry else measure.Effort()
-        self.device = "cpu" if dry else "cuda"
-        work.mkdir(parents=True, exist_ok=True)
-        out.mkdir(parents=True, exist_ok=True)
-        self._bundle: Optional[Bundle] = None
-
-    @property
-    def checkpoint(self) -> Path:
-        return self.work / "checkpoint"
-
-    @property
-    def bundle(self) -> Bundle:
-        if self._bundle is None:
-            self._bundle = Bundle.open(self.work / "bundle", verify=False)
-        return self._bundle
-
-    def results(self, part: str) -> Results:
-        return Results(self.out / f"part-{part}.json", self.again)
-
-    def export(self) -> None:
-        """A checkpoint with random weights and the bundle made from it, in half precision."""
-
-        def run() -> dict[str, Any]:
-            from freeprompt.export.exporter import ExportSettings, export_checkpoint
-
-            start = time.perf_counter()
-            if not (self.checkpoint / "model_index.json").exists():
-                self._save_checkpoint()
-            settings = ExportSettings(precision="float32" if self.dry else "float16")
-            export_checkpoint(
-                self.checkpoint, self.work / "bundle", settings, True, lambda line: print(line, flush=True)
-            )
-            size = sum(file.bytes for file in self.bundle.manifest.files)
-            return {"seconds": time.perf_counter() - start, "bytes": size}
-
-        # A bundle that was brought along is used as it is; one that was lost with its machine is made again.
-        if not (self.work / "bundle" / "manifest.json").exists():
-            Results(self.out / "part-export.json", again=True).once("export", run)
-
-    def references(self) -> None:
-        """PyTorch in float32: a step at every number of rows, and the literal method's edit."""
-        import torch
-
-        from benchmarks.gpu.literal_peer import literal_edit, load_literal
-        from benchmarks.gpu.torch_peer import TorchBackend
-        from freeprompt.engines.tensorrt_parity import seeded_inputs
-
-        torch.backends.cuda.matmul.allow_tf32 = False
-        torch.backends.cudnn.allow_tf32 = False
-        results = self.results("references")
-
-        def steps() -> dict[str, Any]:
-            backend = TorchBackend(self.checkpoint, self.device, torch.float32, fused=False)
-            session = backend.open(self.bundle, "step")
-            for rows in self.effort.rows:
-                inputs = seeded_inputs(self.bundle.manifest, "step", measure.step_sizes(self.bundle, rows))
-                measure.save_reference(self.out, f"step-{rows}", session.run(inputs)["next_latents"].numpy())
-            return {"rows": list(self.effort.rows)}
-
-        def edit() -> dict[str, Any]:
-            reference = load_literal(self.checkpoint, self.device, half=False)
-            latents = literal_edit(self.bundle, reference, measure.PARITY_STEPS, self.device)
-            measure.save_reference(self.out, "edit", latents)
-            return {"steps": measure.PARITY_STEPS}
-
-        results.once("steps", steps)
-        results.once("edit", edit)
-
-    def machine(self) -> None:
-        """Device, versions, and the peak of its matrix units."""
-        results = self.results("machine")
-        results.once(f"facts, Python {sys.version_info.major}.{sys.version_info.minor}", machine_facts)
-        if not self.dry:
-            from benchmarks.gpu.torch_peer import matrix_peak
-
-            results.once("matrix peak", lambda: {"operations_per_second": matrix_peak(self.device)})
-
-    def torch_eager(self) -> None:
-        self._torch("torch-eager", compiled=False)
-
-    def torch_compile(self) -> None:
-        self._torch("torch-compile", compiled=True)
-
-    def literal(self) -> None:
-        """The published method with its maps."""
-        from benchmarks.gpu.literal_peer import time_literal
-
-        self.results("literal").once(
-            "time of edits", lambda: time_literal(self.bundle, self.checkpoint, self.device, self.effort)
-        )
-
-    def ort_cpu(self) -> None:
-        self._measure("ort-cpu", lambda: _onnxruntime("cpu"))
-
-    def ort_cuda(self) -> None:
-        self._measure("ort-cuda", lambda: _onnxruntime("cuda"))
-
-    def ort_cuda_graph(self) -> None:
-        def create() -> Backend:
-            from freeprompt.engines.cuda_onnxruntime import BoundOnnxRuntimeBackend
-
-            return BoundOnnxRuntimeBackend()
-
-        self._measure("ort-cuda-graph", create)
-
-    def ort_tensorrt(self) -> None:
-        self._measure("ort-tensorrt", lambda: _onnxruntime("ort-tensorrt"))
-
-    def tensorrt_build(self) -> None:
-        """Engines of every graph, the most important first: one engine at a time, since a build cannot be resumed."""
-        from benchmarks.gpu.engines import build_engines
-
-        build_engines(self.bundle, self.effort.rows, self.results("tensorrt-build").once)
-
-    def tensorrt(self) -> None:
-        self._measure("tensorrt", lambda: _tensorrt(cuda_graphs=True))
-
-    def tensorrt_no_graph(self) -> None:
-        self._measure("tensorrt-no-graph", lambda: _tensorrt(cuda_graphs=False))
-
-    def profile(self) -> None:
-        """Where the time of a step of two rows goes, on every backend that this Python has."""
-        from benchmarks.gpu.profiles import profiles
-
-        results = self.results("profile")
-        for name, measured in profiles(self.bundle, self.checkpoint, self.dry):
-            results.once(name, measured)
-
-    def precision_prepare(self) -> None:
-        """A small model whose logits grow; with PyTorch."""
-
-        def run() -> dict[str, Any]:
-            from benchmarks.gpu.precision_prepare import prepare
-
-            return {"logits": [rung.logits for rung in prepare(self.precision_work, self.out, self.dry, self.device)]}
-
-        there = (self.precision_work / "bundle-0" / "manifest.json").exists()
-        Results(self.out / "part-precision-prepare.json", self.again or not there).once("ladder", run)
-
-    def precision(self) -> None:
-        """Where half precision ends, on every backend that this Python has."""
-        from benchmarks.gpu.precision import cases
-
-        results = self.results("precision")
-        for name, measured in cases(self.precision_work, self.out, self.dry):
-            results.once(name, measured)
-
-    @property
-    def precision_work(self) -> Path:
-        return self.work / "precision"
-
-    def report(self) -> None:
-        """Merge the parts and print the table."""
-        parts = merge(self.out)
-        macs = self.bundle.manifest.graph("step").macs
-        (self.out / "gpu_check.json").write_text(json.dumps({"macs_per_row": macs, "parts": parts}, indent=1) + "\n")
-        for section in (table(parts, macs), goals(parts), profile_table(parts), precision_table(parts)):
-            print("\n".join(section))
-
-    def _measure(self, part: str, create: Callable[[], Backend], records: tuple[str, ...] = ("none", "exact")) -> None:
-        once = self.results(part).once
-        measure.measure_backend(once, self.bundle, create, self.out, self.effort, records)
-
-    def _torch(self, part: str, compiled: bool) -> None:
-        def create() -> Backend:
-            import torch
-
-            from benchmarks.gpu.torch_peer import TorchBackend
-
-            dtype = torch.float32 if self.dry else torch.float16
-            return TorchBackend(self.checkpoint, self.device, dtype, compiled)
-
-        # The record graph has no counterpart that stops half-way.
-        self._measure(part, create, ("none",))
-
-    def _save_checkpoint(self) -> None:
-        if self.dry:
-            from tests.tiny import tiny_pipeline
-
-            tiny_pipeline().save_pretrained(self.checkpoint)
-        else:
-            from benchmarks.sd15 import save_random_checkpoint
-
-            save_random_checkpoint(self.checkpoint)
-
+from benchmarks.gpu.check import Check
 
 PARTS: dict[str, Callable[[Check], None]] = {
     "export": Check.export,
@@ -238,6 +33,7 @@ PARTS: dict[str, Callable[[Check], None]] = {
     "ort-cuda-graph": Check.ort_cuda_graph,
     "ort-tensorrt": Check.ort_tensorrt,
     "tensorrt-build": Check.tensorrt_build,
+    "tensorrt-build-more": Check.tensorrt_build_more,
     "tensorrt": Check.tensorrt,
     "tensorrt-no-graph": Check.tensorrt_no_graph,
     "profile": Check.profile,
@@ -278,18 +74,6 @@ def main(arguments: Optional[list[str]] = None) -> int:
         PARTS[part](check)
         print(f"part {part}: {time.perf_counter() - start:.1f} s", flush=True)
     return 0
-
-
-def _onnxruntime(name: str) -> Backend:
-    from freeprompt.engines.onnxruntime_backend import OnnxRuntimeBackend
-
-    return OnnxRuntimeBackend(name)
-
-
-def _tensorrt(cuda_graphs: bool) -> Backend:
-    from freeprompt.engines.tensorrt_session import TensorRTBackend
-
-    return TensorRTBackend(cuda_graphs=cuda_graphs)
 
 
 if __name__ == "__main__":

@@ -13,17 +13,22 @@ from freeprompt.engines.tensorrt_profile import Rows, Shapes
 from freeprompt.engines.tensorrt_session import TensorRTBackend
 
 
-def build_engines(bundle: Bundle, rows: tuple[int, ...], once: Callable[[str, Callable[[], Any]], Any]) -> None:
-    """Every graph, the most important first; ``once`` keeps what was built and skips it the next time."""
+def build_engines(
+    bundle: Bundle, rows: tuple[int, ...], once: Callable[[str, Callable[[], Any]], Any], more: bool
+) -> None:
+    """What an edit of latents runs, the most important first, or with ``more`` everything else; ``once`` keeps what was
+    built and skips it the next time."""
     graphs = bundle.manifest.graphs
-    first = sorted(rows, key=lambda number: (number > 3, number != 2, number))
-    wanted: list[tuple[str, tuple[int, ...], str]] = [("text_encoder", rows, MEMORY)]
-    wanted += [(graph, (1,), MEMORY) for graph in ("vae_encoder", "vae_decoder")]
-    wanted += [("step", (number,), LATENCY) for number in first[:3]]
-    wanted += [(graph, (2,), LATENCY) for graph in ("record", "step_recorded") if graph in graphs]
-    wanted += [("step", (number,), LATENCY) for number in first[3:]]
-    # To compare: all shapes of an edit in one engine, which share its weights.
-    wanted.append(("step", (1, 2, 3), MEMORY))
+    wanted: list[tuple[str, tuple[int, ...], str]]
+    if more:
+        wanted = [("step", (number,), LATENCY) for number in rows if number > 3]
+        # To compare: all shapes of an edit in one engine, which share its weights.
+        wanted.append(("step", (1, 2, 3), MEMORY))
+        wanted += [(graph, (1,), MEMORY) for graph in ("vae_encoder", "vae_decoder")]
+    else:
+        wanted = [("text_encoder", rows, MEMORY), ("step", (2,), LATENCY), ("step", (1,), LATENCY)]
+        wanted += [(graph, (2,), LATENCY) for graph in ("step_recorded", "record") if graph in graphs]
+        wanted.append(("step", (3,), LATENCY))
     for graph, numbers, profile in wanted:
         label = f"{graph}, rows {','.join(map(str, numbers))}, {profile}"
         once(label, partial(_build, bundle, graph, numbers, profile))
