@@ -131,17 +131,21 @@ class OnnxRuntimeBackend:
     Args:
         name: "cpu", "cuda" or "ort-tensorrt" (whose engines are kept in the bundle).
         threads: threads within an operator on the CPU; None lets the library use every core.
+        fused: False runs the standard form of each graph instead of that with ONNX Runtime's own operators: the same
+            result from more memory, to compare.
 
     Raises:
         BackendError: the installed onnxruntime has no such provider.
     """
 
-    def __init__(self, name: str = "cpu", threads: Optional[int] = None) -> None:
+    def __init__(self, name: str = "cpu", threads: Optional[int] = None, fused: bool = True) -> None:
         check_available(name)
         if threads is not None and threads < 1:
             raise BackendError(f"threads must be at least 1, not {threads}")
         self._name = name
         self._threads = threads
+        # TensorRT knows the standard's operators only.
+        self._fused = fused and name != "ort-tensorrt"
         if name != "cpu":
             _load_libraries()
 
@@ -154,7 +158,7 @@ class OnnxRuntimeBackend:
         return "cpu" if self._name == "cpu" else "cuda:0"
 
     def open(self, bundle: Bundle, graph: str) -> Session:
-        session = open_session(bundle, graph, self._name, self._providers(bundle), self._threads)
+        session = open_session(bundle, graph, self._name, self._providers(bundle), self._threads, self._fused)
         specs = bundle.manifest.graph(graph).inputs
         return OnnxRuntimeSession(graph, session, specs, self._name != "cpu")
 
@@ -190,9 +194,14 @@ def check_available(name: str) -> None:
 
 
 def open_session(
-    bundle: Bundle, graph: str, name: str, providers: list[Provider], threads: Optional[int] = None
+    bundle: Bundle,
+    graph: str,
+    name: str,
+    providers: list[Provider],
+    threads: Optional[int] = None,
+    fused: bool = True,
 ) -> Any:
-    """An ``InferenceSession`` that really uses the provider of that name.
+    """An ``InferenceSession`` that really uses the provider of that name, on the fused form of the graph or not.
 
     Raises:
         BundleError: there is no such graph.
@@ -207,8 +216,7 @@ def open_session(
         options.enable_mem_pattern = False
         if _share_arena():
             options.add_session_config_entry("session.use_env_allocators", "1")
-    # TensorRT knows the standard's operators only.
-    path = str(bundle.graph_path(graph, fused=name != "ort-tensorrt"))
+    path = str(bundle.graph_path(graph, fused))
     try:
         session = ort.InferenceSession(path, options, providers=providers)
     except Exception as error:

@@ -15,6 +15,7 @@ from typing import Optional
 
 from freeprompt.errors import BackendError, UsageError
 from freeprompt.manifest import GraphSpec, Manifest, TensorSpec
+from freeprompt.recordsize import record_rows
 
 SLACK = ("texts", "pinned", "record_rows")
 SLACK_BY_GRAPH = {"record": (*SLACK, "rows", "latents"), "vae_encoder": ("images",), "vae_decoder": ("images",)}
@@ -22,8 +23,6 @@ SLACK_BY_GRAPH = {"record": (*SLACK, "rows", "latents"), "vae_encoder": ("images
 EXTRA_TEXTS = 2
 # Inversion; two rows of guidance (generation, or an edit after its replaced steps); those and the source's row.
 DEFAULT_ROWS = "1,2,3"
-# Source rows in one evaluation of the record graph, and so recorded rows given to a step: freeprompt.runtime.recording.
-DEFAULT_RECORD_ROWS = 4
 
 
 @dataclass(frozen=True)
@@ -96,13 +95,13 @@ class Shapes:
     Attributes:
         sizes: (width, height) in pixels.
         rows: batches of the step graphs.
-        record_rows: recorded rows that are given to a step at once.
+        record_rows: recorded rows that are given to a step at once; None: as many as the runtime records at a size.
         ranged: one profile from the least to the greatest of everything instead of one for each combination.
     """
 
     sizes: tuple[tuple[int, int], ...]
     rows: tuple[Rows, ...]
-    record_rows: int = DEFAULT_RECORD_ROWS
+    record_rows: Optional[int] = None
     ranged: bool = False
 
     def profiles(self, manifest: Manifest, graph: str) -> tuple[Profile, ...]:
@@ -112,14 +111,16 @@ class Shapes:
             UsageError: nothing to build for, or a size that the model cannot take.
             BackendError: the graph has a dimension that is not known here.
         """
-        if not self.sizes or not self.rows or self.record_rows < 1:
+        if not self.sizes or not self.rows or (self.record_rows is not None and self.record_rows < 1):
             raise UsageError("give at least one size, one number of rows and one recorded row")
         spec = manifest.graph(graph)
         texts = max(r.rows for r in self.rows) + EXTRA_TEXTS
         found: list[dict[str, int]] = []
         for size in self.sizes:
-            for rows in self._batches(graph):
-                dims = _dims(manifest, size, rows, self.record_rows)
+            latents = manifest.latents
+            recorded = self.record_rows or record_rows(manifest, size[1] // latents.scale, size[0] // latents.scale)
+            for rows in self._batches(graph, recorded):
+                dims = _dims(manifest, size, rows, recorded)
                 if graph == "text_encoder":
                     dims["texts"] = texts
                 chosen = {name: _known(dims, name, graph) for name in _names(spec)}
@@ -134,10 +135,10 @@ class Shapes:
             merged[name] = (min(values), values[0], max(values))
         return (Profile(merged, slack),)
 
-    def _batches(self, graph: str) -> tuple[Rows, ...]:
+    def _batches(self, graph: str, recorded: int) -> tuple[Rows, ...]:
         """Batches that the runtime gives to a graph (``freeprompt.runtime.planner``)."""
         if graph == "record":
-            return (Rows(self.record_rows, self.record_rows),)
+            return (Rows(recorded, recorded),)
         if graph == "step_recording":
             return (Rows(1, 1),)
         if graph == "step_recorded":

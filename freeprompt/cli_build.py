@@ -69,7 +69,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--record-rows",
         type=clioptions.positive_integer,
         metavar="N",
-        help="source rows recorded in one evaluation (default: 4)",
+        help="source rows recorded in one evaluation (default: as many as an edit of that size records, at most 4)",
     )
     parser.add_argument(
         "--profile",
@@ -181,7 +181,6 @@ def _warm_provider(bundle: Bundle, shapes: Shapes, arguments: argparse.Namespace
 
 def _shapes(bundle: Bundle, arguments: argparse.Namespace) -> Shapes:
     from freeprompt.engines.tensorrt_profile import (
-        DEFAULT_RECORD_ROWS,
         DEFAULT_ROWS,
         Rows,
         Shapes,
@@ -192,7 +191,7 @@ def _shapes(bundle: Bundle, arguments: argparse.Namespace) -> Shapes:
     shapes = Shapes(
         tuple(arguments.size or [(latents.width, latents.height)]),
         tuple(Rows.parse(part) for part in rows.split(",")),
-        arguments.record_rows or DEFAULT_RECORD_ROWS,
+        arguments.record_rows,
         arguments.range,
     )
     for graph in bundle.manifest.graphs:

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from freeprompt.engines.session import Array, NumpyArray
 from freeprompt.errors import InversionError, UsageError
 from freeprompt.manifest import Manifest
+from freeprompt.recordsize import record_row_bytes, record_rows
 from freeprompt.runtime import recording, stages
 from freeprompt.runtime.execute import Records, StepResult, run_steps
 from freeprompt.runtime.graphs import Graphs
@@ -43,7 +44,7 @@ class Limits:
             source row instead, with the same result.
         device_record_bytes: most bytes of these that are in the device's memory; what is beyond waits in page-locked
             host memory and comes back while earlier steps run, with the same result. Two passes (of
-            ``recording.BATCH`` rows) are on the device in any case. None: all of them. Says nothing on the CPU.
+            ``recordsize.record_rows`` rows) are on the device in any case. None: all of them. Says nothing on the CPU.
     """
 
     rows: int = 8
@@ -114,7 +115,7 @@ class Pipeline:
             raise UsageError(f"unknown record mode {mode!r}; known are {', '.join(recording.MODES)}")
         count = 0
         if mode == recording.FROM_INVERSION:
-            size = recording.row_bytes(self.manifest, height, width)
+            size = record_row_bytes(self.manifest, height, width)
             if not size:
                 raise UsageError("record='inversion' is not possible: the bundle records no layer")
             count = min(schedule.steps, limits.record_bytes // size)
@@ -138,11 +139,12 @@ class Pipeline:
         """
         limits = limits or Limits()
         mode = recording.choose_mode(mode, self.manifest, settings)
-        bytes_each = recording.row_bytes(self.manifest, *size)
+        bytes_each = record_row_bytes(self.manifest, *size)
         levels = replaced_levels(schedule, settings)
         passes: tuple[RecordPass, ...] = ()
         if mode == recording.EXACT:
-            passes = recording.choose_passes(held, levels, schedule, limits.record_bytes // bytes_each)
+            capacity, batch = limits.record_bytes // bytes_each, record_rows(self.manifest, *size)
+            passes = recording.choose_passes(held, levels, schedule, capacity, batch)
         elif mode == recording.FROM_INVERSION:
             missing = set(levels) - {level for record in held for level in record.levels}
             if missing:
@@ -266,7 +268,7 @@ class Pipeline:
     def _resident(self, passes: Sequence[RecordPass], size: tuple[int, int], limits: Limits) -> int:
         """How many of the passes stay in the device's memory."""
         budget = None if self.graphs.backend.device == "cpu" else limits.device_record_bytes
-        return recording.resident_passes(passes, recording.row_bytes(self.manifest, *size), budget)
+        return recording.resident_passes(passes, record_row_bytes(self.manifest, *size), budget)
 
     def _run(
         self,

@@ -17,6 +17,7 @@ import numpy as np
 from freeprompt.engines.session import Array, Backend, HostArray, NumpyArray, fetch, spill
 from freeprompt.errors import UsageError
 from freeprompt.manifest import Manifest
+from freeprompt.recordsize import RECORD_ROWS
 from freeprompt.runtime.execute import RecordedRows
 from freeprompt.runtime.graphs import Graphs
 from freeprompt.runtime.plan import RECORD, STEP_RECORDED, STEP_RECORDING, Plan, RecordPass
@@ -29,10 +30,6 @@ EXACT = "exact"  # recorded by rows of their own: the result of the one-engine p
 NONE = "none"  # not recorded: a source row in every step that replaces
 FROM_INVERSION = "inversion"  # taken while inverting, one level too clean: approximate
 MODES = (AUTO, EXACT, NONE, FROM_INVERSION)
-
-# Source rows in one evaluation. On the embedded model, one CPU thread, a row takes 21.3 ms alone, 20.4 in a batch of 2,
-# 17.4 of 4, 15.7 of 8 (medians of 6); but each step that reads one row of a pass is given the whole pass.
-BATCH = 4
 
 
 @dataclass
@@ -105,14 +102,6 @@ class Reader:
         return self._fetched.get(number, self._record.rows[number])
 
 
-def row_bytes(manifest: Manifest, height: int, width: int) -> int:
-    """Bytes of one recorded row over all recordable layers, for latents of ``height`` x ``width``."""
-    size = np.dtype(manifest.precision).itemsize
-    return sum(
-        height * width // 4**layer.level * layer.channels * size for layer in manifest.layers if layer.recordable
-    )
-
-
 def resident_passes(passes: Sequence[RecordPass], bytes_each: int, budget: int | None) -> int:
     """How many passes, from the first, stay on the device.
 
@@ -164,7 +153,7 @@ def choose_mode(mode: str, manifest: Manifest, settings: EditSettings) -> str:
 
 
 def choose_passes(
-    held: Sequence[RecordPass], levels: Iterable[int], schedule: Schedule, capacity: int, batch: int = BATCH
+    held: Sequence[RecordPass], levels: Iterable[int], schedule: Schedule, capacity: int, batch: int = RECORD_ROWS
 ) -> tuple[RecordPass, ...]:
     """The passes an edit uses: those held, then new ones for the levels that are missing, as far as they fit.
 
@@ -172,7 +161,7 @@ def choose_passes(
         held: passes made before; a prefix of the result.
         levels: that replace maps, in order of use.
         capacity: rows that may be held in all; levels past it are left to a source row in the step.
-        batch: rows of a new pass.
+        batch: rows of a new pass (``freeprompt.recordsize.record_rows``).
     """
     have = {level for record in held for level in record.levels}
     free = max(0, capacity - len(have))

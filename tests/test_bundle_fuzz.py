@@ -188,7 +188,8 @@ def test_tokenizers_with_right_hashes_and_wrong_content(bundle: Path, kept_sessi
 def run_damaged_graph(tiny_bundle: Path, folder: Path, case: int) -> None:
     """In the worker: one case, whose outcome is printed."""
     target = copy_bundle(tiny_bundle, folder / str(case))
-    names = ("step.onnx", "text_encoder.onnx", "vae_encoder.onnx", "vae_decoder.onnx", "unet.weights")
+    names = tuple(f"{name}.fused.onnx" for name in ("step", "text_encoder", "vae_encoder", "vae_decoder"))
+    names = (*names, "step.onnx", "unet.weights")
     path = target / names[case % len(names)]
     path.write_bytes(damage(path.read_bytes(), np.random.default_rng([4, case])))
     rehash(target)

@@ -123,9 +123,9 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
 # These open, but cannot be run.
 FORGERIES: dict[str, tuple[Damage, str]] = {
     "tokenizer not one": (lambda b: _forge(b, "tokenizer.json", b"{}"), "tokenizer.json"),
-    "graph not one": (lambda b: _forge(b, "vae_encoder.onnx", b"not a graph"), "vae_encoder"),
+    "graph not one": (lambda b: _forge(b, "vae_encoder.fused.onnx", b"not a graph"), "vae_encoder"),
     "graph of another": (
-        lambda b: _forge(b, "vae_encoder.onnx", (b / "vae_decoder.onnx").read_bytes()),
+        lambda b: _forge(b, "vae_encoder.fused.onnx", (b / "vae_decoder.fused.onnx").read_bytes()),
         "vae_encoder",
     ),
     "weights cut": (lambda b: _forge(b, "vae_encoder.weights", b"\0" * 64), "vae_encoder"),

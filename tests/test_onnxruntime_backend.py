@@ -105,7 +105,8 @@ def test_no_such_graph(bundle: Bundle) -> None:
 @pytest.mark.parametrize("data", [b"", b"not a graph", b"\x08\x09" * 100])
 def test_a_file_that_is_no_graph(tiny_bundle: Path, tmp_path: Path, data: bytes) -> None:
     folder = copy_bundle(tiny_bundle, tmp_path / "bundle")
-    (folder / "text_encoder.onnx").write_bytes(data)
+    for file in Bundle.open(folder).manifest.graph("text_encoder").files:
+        (folder / file).write_bytes(data)
     rehash(folder)
     with pytest.raises(BackendError, match="text_encoder"):
         OnnxRuntimeBackend("cpu").open(Bundle.open(folder), "text_encoder")
@@ -120,7 +121,7 @@ def retype_input(manifest: Json) -> None:
 
 
 def another_graph(manifest: Json) -> None:
-    manifest["graphs"]["vae_encoder"]["file"] = "vae_decoder.onnx"
+    manifest["graphs"]["vae_encoder"]["fused"]["file"] = "vae_decoder.fused.onnx"
 
 
 @pytest.mark.parametrize("edit", [rename_input, retype_input, another_graph])

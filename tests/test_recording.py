@@ -12,8 +12,10 @@ import pytest
 from freeprompt import Editor, Inversion
 from freeprompt.clibenchmeter import MeteredBackend, rows_by_graph
 from freeprompt.engines.select import create_backend
+from freeprompt.engines.tensorrt_profile import Rows, Shapes
 from freeprompt.errors import InversionError, UsageError
-from freeprompt.manifest import LayerSpec
+from freeprompt.manifest import LayerSpec, Manifest
+from freeprompt.recordsize import RECORD_PASS_BYTES, RECORD_ROWS, record_row_bytes, record_rows
 from freeprompt.runtime import recording
 from freeprompt.runtime.pipeline import Limits
 
@@ -52,7 +54,7 @@ def test_rows_really_executed(editor: Editor, meter: MeteredBackend, image: Arra
     editor.edit_latents(inversion, "a cat", record="exact")
     evaluations = meter.take()
     assert rows_by_graph(evaluations) == {"record": 40, "step_recorded": 80, "step": 20}
-    assert [e.rows for e in evaluations if e.graph == "record"] == [recording.BATCH] * (40 // recording.BATCH)
+    assert [e.rows for e in evaluations if e.graph == "record"] == [RECORD_ROWS] * (40 // RECORD_ROWS)
     assert sum(p.record_rows for p in plan) == 40
     meter.take()
     editor.edit_latents(inversion, "a dog", guidance=3.0, negative_prompt="red", record="exact")
@@ -95,7 +97,7 @@ def test_larger_fraction_records_only_what_is_missing(editor: Editor, meter: Met
 
 @pytest.mark.parametrize("kept", [0, 3, 8])
 def test_budget(tiny_bundle: Path, meter: MeteredBackend, image: Array, kept: int) -> None:
-    size = recording.row_bytes(Editor.load(tiny_bundle, meter).manifest, 16, 16)
+    size = record_row_bytes(Editor.load(tiny_bundle, meter).manifest, 16, 16)
     assert size == 4 * (3 * 256 * 16 + 64 * 32), "three layers of 256 tokens x 16 channels, one of 64 x 32, float32"
     editor = Editor.load(tiny_bundle, meter, limits=Limits(record_bytes=kept * size + size // 2))
     inversion = editor.invert(image, STEPS)
@@ -257,20 +259,33 @@ def survives(path: Path, data: bytes, original: Inversion) -> bool:
     return True
 
 
-def test_record_bytes_at_stable_diffusion_15s_size(editor: Editor) -> None:
-    """Half of what q and k would take (20 MB, shared/design.md, 2): one tensor of C channels a layer."""
+def stable_diffusion_15(manifest: Manifest) -> Manifest:
+    """The same with Stable Diffusion 1.5's layers in half precision."""
     shapes = [(4096, 320, 0)] * 2 + [(1024, 640, 1)] * 2 + [(256, 1280, 2)] * 2 + [(64, 1280, 3)]
     shapes += [(256, 1280, 2)] * 3 + [(1024, 640, 1)] * 3 + [(4096, 320, 0)] * 3
     layers = tuple(
         LayerSpec(n, f"layer {n}", level, tokens, 8, channels, 3 <= n <= 13, 3 <= n <= 13)
         for n, (tokens, channels, level) in enumerate(shapes, 1)
     )
-    manifest = replace(editor.manifest, layers=layers, precision="float16")
+    return replace(manifest, layers=layers, precision="float16")
+
+
+def test_record_bytes_at_stable_diffusion_15s_size(editor: Editor) -> None:
+    """Half of what q and k would take (20 MB, shared/design.md, 2): one tensor of C channels a layer."""
+    manifest = stable_diffusion_15(editor.manifest)
     expected = 2 * (5 * 1024 * 640 + 5 * 256 * 1280 + 64 * 1280)
-    assert recording.row_bytes(manifest, 64, 64) == expected == 9_994_240
+    assert record_row_bytes(manifest, 64, 64) == expected == 9_994_240
 
 
-def test_record_batch_is_what_engines_are_built_for() -> None:
-    from freeprompt.engines.tensorrt_profile import DEFAULT_RECORD_ROWS
-
-    assert DEFAULT_RECORD_ROWS == recording.BATCH
+@pytest.mark.parametrize(("side", "rows"), [(64, 4), (96, 2), (128, 1), (256, 1)])
+def test_record_batch_is_bounded_in_bytes_and_what_engines_are_built_for(editor: Editor, side: int, rows: int) -> None:
+    """At Stable Diffusion 1.5's sizes a row at 512x512 has 10 MB, and four times as many pixels four times as many."""
+    manifest = stable_diffusion_15(editor.manifest)
+    assert record_rows(manifest, side, side) == rows
+    size = record_row_bytes(manifest, side, side)
+    assert rows == 1 or rows * size <= RECORD_PASS_BYTES
+    pixels = side * manifest.latents.scale
+    shapes = Shapes(((pixels, pixels),), (Rows(2, 1),))
+    for graph, name in (("record", "rows"), ("step_recorded", "record_rows")):
+        (profile,) = shapes.profiles(manifest, graph)
+        assert profile.dims[name] == (rows, rows, rows)

@@ -21,6 +21,7 @@ from freeprompt.engines.fake import FakeBackend
 from freeprompt.engines.onnxruntime_backend import OnnxRuntimeBackend
 from freeprompt.engines.session import HostArray
 from freeprompt.engines.tensorrt_session import TensorRTBackend
+from freeprompt.recordsize import RECORD_ROWS
 from freeprompt.runtime import recording
 from freeprompt.runtime.execute import StepResult
 from freeprompt.runtime.pipeline import Limits
@@ -34,7 +35,7 @@ from tests.engines.fake_onnxruntime import FakeOrtSession
 STEPS = 10
 PROMPT = "a red cat"
 ROW = 4 * (3 * 256 * 16 + 64 * 32)  # recorded by the tiny model: tests/test_recording.py
-PASS = recording.BATCH * ROW
+PASS = RECORD_ROWS * ROW
 COPIES = MAIN + 1  # the copy stream
 GpuBackend = TensorRTBackend | BoundOnnxRuntimeBackend
 
@@ -83,7 +84,8 @@ def test_spilled_edits_are_bit_equal_and_within_the_budget(
     _, backend = device
     pool = backend.pool
     want = edit(Editor(bundle, backend), start, mode)
-    on_cpu = edit(Editor(bundle, OnnxRuntimeBackend("cpu", 1)), start, mode)
+    # The fakes compute the standard form of the graphs.
+    on_cpu = edit(Editor(bundle, OnnxRuntimeBackend("cpu", 1, fused=False)), start, mode)
     np.testing.assert_allclose(want, on_cpu, rtol=1e-4, atol=1e-5)
     whole = STEPS * ROW
     peaks = {}
@@ -176,7 +178,9 @@ def test_a_saved_inversion_goes_straight_to_the_host(bundle: Bundle, start: Any,
     got = editor.edit_latents(loaded, PROMPT, replace_fraction=1.0, record="exact")
     np.testing.assert_array_equal(got, want)
     assert loaded.records["exact"].on_device == [True] * 3
-    on_cpu = Editor(bundle, OnnxRuntimeBackend("cpu", 1)).edit_latents(loaded, PROMPT, replace_fraction=1.0)
+    on_cpu = Editor(bundle, OnnxRuntimeBackend("cpu", 1, fused=False)).edit_latents(
+        loaded, PROMPT, replace_fraction=1.0
+    )
     np.testing.assert_allclose(got, on_cpu, rtol=1e-4, atol=1e-5)
 
 
