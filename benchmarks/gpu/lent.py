@@ -56,6 +56,7 @@ class Driver:
                 view = self.place.base / "view"
                 process = subprocess.Popen(command, cwd=view, stdout=log, stderr=log, start_new_session=True)
             (self.place.base / "prepare.pid").write_text(str(process.pid))
+            process.returncode = 0  # nobody waits for it
             self._say("preparing in the background")
         came = sorted(str(p.relative_to(self.place.base / "in")) for p in (self.place.base / "in").glob("*/*"))
         self._say(f"here: {' '.join(came)}")

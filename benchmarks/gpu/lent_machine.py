@@ -61,15 +61,22 @@ def preparing(place: Place) -> bool:
     path = place.base / "prepare.pid"
     if not path.exists():
         return False
-    # One that has ended, and that nobody waited for, has no command line any more.
-    command = Path(f"/proc/{path.read_text()}/cmdline")
-    return command.exists() and b"benchmarks.gpu.lent" in command.read_bytes()
+    process = Path("/proc") / path.read_text()
+    try:
+        state = (process / "stat").read_text().rpartition(")")[2].split()[0]
+        command = (process / "cmdline").read_bytes()
+    except OSError:
+        return False
+    # One that has ended, and that nobody waited for, is a zombie; one that has just begun has no command line yet.
+    return state not in "ZX" and (not command or b"benchmarks.gpu.lent" in command)
 
 
 def send(place: Place) -> None:
     """Write what was found where it comes back from: four files, each whole."""
     parts = {p.stem[len("part-") :]: json.loads(p.read_text()) for p in sorted(place.results.glob("part-*.json"))}
-    _write(place.back / "gpu_check.json", (json.dumps({"parts": parts}, indent=1) + "\n").encode())
+    report = place.results / "gpu_check.json"
+    merged = json.loads(report.read_text()) if report.exists() else {}
+    _write(place.back / "gpu_check.json", (json.dumps({**merged, "parts": parts}, indent=1) + "\n").encode())
     archive = place.base / "out.tgz"
     with tarfile.open(archive, "w:gz") as tar:
         for path in sorted(place.results.iterdir()):
