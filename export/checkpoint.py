@@ -64,8 +64,9 @@ def load_checkpoint(source: str) -> Checkpoint:
     except CheckpointError:
         raise
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
+        what = source if folder.exists() else f"{source} (no folder here; asked of the hub)"
         raise CheckpointError(
-            f"cannot load {source} as a diffusers checkpoint with safetensors weights: {_first_line(error)}"
+            f"cannot load {what} as a diffusers checkpoint with safetensors weights: {_first_line(error)}"
         ) from error
     except Exception as error:  # safetensors and the hub client have classes of their own
         raise CheckpointError(f"cannot load {source}: {_first_line(error)}") from error
@@ -110,7 +111,7 @@ def _check_kind(checkpoint: Checkpoint) -> None:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silence the progress bars, log lines and deprecation warnings of the libraries inside."""
-    loggers = [logging.getLogger(n) for n in ("torch.onnx", "diffusers", "transformers", "torch")]
+    loggers = [logging.getLogger(n) for n in ("torch.onnx", "diffusers", "transformers", "torch", "huggingface_hub")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 
 import torch
@@ -70,6 +71,7 @@ class UnetExport:
         self._trace()
         # ONNX Runtime will hold a copy of the weights, and another while it loads.
         self.module.to("meta")
+        gc.collect()
         self.writer.progress("graph step")
         self.writer.cut(TRACED, "step", variants.to_step)
         self._register("step", "own", self.step)

@@ -39,7 +39,7 @@ def register(subparsers: clioptions.Subparsers) -> None:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
-    parser.add_argument("bundle", metavar="BUNDLE", help="the bundle's folder")
+    parser.add_argument("bundle", metavar="BUNDLE", help="the bundle's folder, or demo")
     parser.add_argument(
         "--backend",
         default="tensorrt",
@@ -107,10 +107,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
-    from freeprompt.bundle import Bundle
-
     _check_backend(arguments)
-    bundle = Bundle.open(arguments.bundle)
+    bundle = clioptions.open_bundle(arguments.bundle)
     shapes = _shapes(bundle, arguments)
     for graph in arguments.graph or ():
         bundle.manifest.graph(graph)

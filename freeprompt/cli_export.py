@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> None:
                 f"export needs {error.name}, which is not installed: pip install 'freeprompt[export]'"
             ) from error
     settings = ExportSettings(arguments.precision, arguments.opset, arguments.profile)
-    with stages.stage("export"):
+    with stages.stage("export"), stages.ticking():
         bundle = export_checkpoint(arguments.checkpoint, arguments.output, settings, arguments.overwrite, stages.line)
     size = sum(file.bytes for file in bundle.manifest.files)
     stages.report(f"{arguments.output}: {len(bundle.manifest.graphs)} graphs, {size / 1e6:.1f} MB")

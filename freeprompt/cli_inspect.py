@@ -27,14 +27,7 @@ def register(subparsers: clioptions.Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
-    from freeprompt.bundle import Bundle
-
-    folder = arguments.bundle
-    if folder == "demo":
-        from freeprompt.editor import demo_bundle
-
-        folder = demo_bundle()
-    bundle = Bundle.open(folder)
+    bundle = clioptions.open_bundle(arguments.bundle)
     print(bundle_to_json(bundle) if arguments.json else "\n".join(bundle_to_lines(bundle)))
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Callable
 from freeprompt import defaults
 
 if TYPE_CHECKING:
+    from freeprompt.bundle import Bundle
     from freeprompt.editor import Editor
 
 Subparsers = Any  # argparse's own class for these is private
@@ -184,6 +185,14 @@ def width_and_height(text: str) -> tuple[int, int]:
     if not (width.isdecimal() and height.isdecimal() and len(text) < 16):
         raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT in pixels, as 512x512, not {text!r}")
     return int(width), int(height)
+
+
+def open_bundle(name: str) -> Bundle:
+    """The bundle of that folder, or the built-in one, checked."""
+    from freeprompt.bundle import Bundle
+    from freeprompt.editor import DEMO, demo_bundle
+
+    return Bundle.open(demo_bundle() if name == DEMO else name)
 
 
 def load_editor(arguments: argparse.Namespace, verify: bool = True) -> Editor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 # How often a line is shown: on a terminal it replaces the last, in a log it stays.
 _TERMINAL_SECONDS, _LOG_SECONDS = 0.1, 10.0
+# How often the time is shown that the step after a line takes.
+_TICK_SECONDS = 1.0
 
 
 class Stages:
@@ -27,7 +30,11 @@ class Stages:
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
         self.seconds: dict[str, float] = {}
-        self._terminal = sys.stderr is not None and sys.stderr.isatty()
+        # Kept: the libraries of the export are silenced by putting another in its place.
+        self._stream = sys.stderr
+        self._terminal = self._stream is not None and self._stream.isatty()
+        self._lock = threading.RLock()
+        self._line = ("", 0.0)
         self._shown = 0.0
         self._width = 0
 
@@ -54,14 +61,41 @@ class Stages:
         """A line that stays."""
         check_interrupted()
         if not self.quiet:
+            with self._lock:
+                self.clear()
+                self._line = (text, time.monotonic())
+                self._print(text)
+
+    @contextlib.contextmanager
+    def ticking(self) -> Iterator[None]:
+        """Show on a terminal, below each ``line``, for how long it has been so: some of the work reports nothing."""
+        ended = threading.Event()
+
+        def tick() -> None:
+            while not ended.wait(_TICK_SECONDS):
+                text, start = self._line
+                if text:
+                    with self._lock:
+                        minutes, seconds = divmod(int(time.monotonic() - start), 60)
+                        self._show(f"  {minutes}:{seconds:02d}", always=True)
+
+        thread = threading.Thread(target=tick, name="progress", daemon=True)
+        if self._terminal and not self.quiet:
+            thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            if thread.ident is not None:
+                thread.join()
             self.clear()
-            print(text, file=sys.stderr, flush=True)
 
     def clear(self) -> None:
         """Wipe the line that stands on the terminal."""
-        if self._width:
-            print("\r" + " " * self._width + "\r", end="", file=sys.stderr, flush=True)
-            self._width = 0
+        with self._lock:
+            if self._width:
+                self._print("\r" + " " * self._width + "\r", end="")
+                self._width = 0
 
     def summary(self) -> str:
         """ "loading 0.4 s, inversion 3.1 s, ...; 9.0 s in all"."""
@@ -80,7 +114,10 @@ class Stages:
             return
         self._shown = now
         if self._terminal:
-            print("\r" + text.ljust(self._width), end="", file=sys.stderr, flush=True)
-            self._width = len(text)
+            self._print("\r" + text.ljust(self._width), end="")
+            self._width = max(self._width, len(text))
         else:
-            print(text, file=sys.stderr, flush=True)
+            self._print(text)
+
+    def _print(self, text: str, end: str = "\n") -> None:
+        print(text, end=end, file=self._stream, flush=True)

@@ -51,6 +51,10 @@ def open_image(source: ImageSource) -> Image.Image:
         raise ImageError(f"{name}: the image has too many pixels, at most {MAX_PIXELS} are read") from error
     except FileNotFoundError as error:
         raise ImageError(f"no image at {name}") from error
+    except IsADirectoryError as error:
+        raise ImageError(f"{name} is a folder, not an image") from error
+    except PermissionError as error:
+        raise ImageError(f"{name} cannot be read: {error.strerror}") from error
     except MemoryError as error:
         raise ImageError(f"{name}: not enough memory to decode it") from error
     except Exception as error:  # decoders of the many formats raise whatever their parsing meets

@@ -154,7 +154,12 @@ def test_pictures_that_cannot_be_used(
 
 def test_a_folder_is_no_picture(folder: Path, tiny_bundle: Path, capsys: Capture) -> None:
     (folder / "dir.png").mkdir()
-    assert_fails(call(capsys, "edit", "dir.png", "a cat", "--bundle", tiny_bundle, *ENDLESS), 1, "dir.png")
+    assert_fails(call(capsys, "edit", "dir.png", "a cat", "--bundle", tiny_bundle, *ENDLESS), 1, "dir.png is a folder")
+
+
+def test_a_folder_that_is_not_there_is_not_made(folder: Path, capsys: Capture) -> None:
+    assert_fails(call(capsys, "edit", "in.png", "a cat", "-o", "new/out.png"), 1, "there is no folder new")
+    assert names(folder) == ["in.png"]
 
 
 @pytest.mark.parametrize("place", ["absent/out", "in.png/out", "/proc/out", "/dev/null/out"])
