@@ -5,9 +5,9 @@
                                                                        what a CPU can do, tiny
 
 Parts, in order: export, references, machine, torch-eager, torch-compile, literal, ort-cpu (dry run only), ort-cuda,
-ort-cuda-graph, ort-tensorrt, tensorrt-build, tensorrt-build-more, tensorrt, tensorrt-no-graph, profile,
-precision-prepare, precision, report. The procedure on a machine without network, with TensorRT 8.6 in a Python of its
-own, is in benchmarks/gpu/README.md; benchmarks/gpu/lent.py runs it.
+ort-cuda-graph, ort-tensorrt, build-references, tensorrt-build, tensorrt-build-more, tensorrt, tensorrt-no-graph,
+profile, precision-prepare, precision, report. The procedure on a machine without network, with TensorRT 8.6 in a Python
+of its own, is in benchmarks/gpu/README.md; benchmarks/gpu/lent.py runs it.
 
 This file and what the TensorRT parts import run under Python 3.9 without PyTorch.
 """
@@ -32,6 +32,7 @@ PARTS: dict[str, Callable[[Check], None]] = {
     "ort-cuda": Check.ort_cuda,
     "ort-cuda-graph": Check.ort_cuda_graph,
     "ort-tensorrt": Check.ort_tensorrt,
+    "build-references": Check.build_references,
     "tensorrt-build": Check.tensorrt_build,
     "tensorrt-build-more": Check.tensorrt_build_more,
     "tensorrt": Check.tensorrt,

@@ -136,6 +136,15 @@ class Check:
     def ort_tensorrt(self) -> None:
         self._measure("ort-tensorrt", lambda: _onnxruntime("ort-tensorrt"))
 
+    def build_references(self) -> None:
+        """What the engines will be compared with: the Python that has TensorRT has no ONNX Runtime."""
+        from benchmarks.gpu.engines import build_references
+
+        # They lie in the bundle, and are lost with it.
+        there = any(self.bundle.engines.glob("references/*"))
+        results = Results(self.out / "part-build-references.json", self.again or not there)
+        build_references(self.bundle, self.effort.rows, results.once)
+
     def tensorrt_build(self) -> None:
         """Engines for steps of up to three rows and whole edits, one at a time, since a build cannot be resumed."""
         from benchmarks.gpu.engines import build_engines

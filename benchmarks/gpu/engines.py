@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Callable
 
@@ -9,34 +11,64 @@ import msgspec
 
 from freeprompt.bundle import Bundle
 from freeprompt.engines.tensorrt_bundle import LATENCY, MEMORY, BundleBuild, build_bundle
+from freeprompt.engines.tensorrt_parity import profile_to_sizes, reference_outputs
 from freeprompt.engines.tensorrt_profile import Rows, Shapes
 from freeprompt.engines.tensorrt_session import TensorRTBackend
 
+Once = Callable[[str, Callable[[], Any]], Any]
 
-def build_engines(
-    bundle: Bundle, rows: tuple[int, ...], once: Callable[[str, Callable[[], Any]], Any], more: bool
-) -> None:
-    """What an edit of latents runs, the most important first, or with ``more`` everything else; ``once`` keeps what was
-    built and skips it the next time."""
-    graphs = bundle.manifest.graphs
-    wanted: list[tuple[str, tuple[int, ...], str]]
+
+@dataclass(frozen=True)
+class Wanted:
+    """Engines of one graph."""
+
+    graph: str
+    rows: tuple[int, ...]
+    profile: str
+
+    @property
+    def label(self) -> str:
+        return f"{self.graph}, rows {','.join(map(str, self.rows))}, {self.profile}"
+
+    def shapes(self, bundle: Bundle) -> Shapes:
+        latents = bundle.manifest.latents
+        return Shapes(((latents.width, latents.height),), tuple(Rows.parse(str(r)) for r in self.rows))
+
+
+def wanted_engines(bundle: Bundle, rows: tuple[int, ...], more: bool) -> list[Wanted]:
+    """What an edit of latents runs, the most important first, or with ``more`` everything else."""
     if more:
-        wanted = [("step", (number,), LATENCY) for number in rows if number > 3]
+        found = [Wanted("step", (number,), LATENCY) for number in rows if number > 3]
         # To compare: all shapes of an edit in one engine, which share its weights.
-        wanted.append(("step", (1, 2, 3), MEMORY))
-        wanted += [(graph, (1,), MEMORY) for graph in ("vae_encoder", "vae_decoder")]
-    else:
-        wanted = [("text_encoder", rows, MEMORY), ("step", (2,), LATENCY), ("step", (1,), LATENCY)]
-        wanted += [(graph, (2,), LATENCY) for graph in ("step_recorded", "record") if graph in graphs]
-        wanted.append(("step", (3,), LATENCY))
-    for graph, numbers, profile in wanted:
-        label = f"{graph}, rows {','.join(map(str, numbers))}, {profile}"
-        once(label, partial(_build, bundle, graph, numbers, profile))
+        found.append(Wanted("step", (1, 2, 3), MEMORY))
+        found += [Wanted(graph, (1,), MEMORY) for graph in ("vae_encoder", "vae_decoder")]
+        return found
+    found = [Wanted("text_encoder", rows, MEMORY), Wanted("step", (2,), LATENCY), Wanted("step", (1,), LATENCY)]
+    found += [Wanted(g, (2,), LATENCY) for g in ("step_recorded", "record") if g in bundle.manifest.graphs]
+    return [*found, Wanted("step", (3,), LATENCY)]
 
 
-def _build(bundle: Bundle, graph: str, rows: tuple[int, ...], profile: str) -> dict[str, Any]:
-    latents = bundle.manifest.latents
-    shapes = Shapes(((latents.width, latents.height),), tuple(Rows.parse(str(r)) for r in rows))
-    wanted = BundleBuild(shapes, profile, (graph,))
-    found = build_bundle(bundle, wanted, TensorRTBackend(), progress=lambda line: print(line, flush=True))
+def build_engines(bundle: Bundle, rows: tuple[int, ...], once: Once, more: bool) -> None:
+    """Build them; ``once`` keeps what was built and skips it the next time."""
+    for wanted in wanted_engines(bundle, rows, more):
+        once(wanted.label, partial(_build, bundle, wanted))
+
+
+def build_references(bundle: Bundle, rows: tuple[int, ...], once: Once) -> None:
+    """What the engines will be compared with, by a Python that has ONNX Runtime: at exactly their shapes."""
+    for more in (False, True):
+        for wanted in wanted_engines(bundle, rows, more):
+            once(wanted.label, partial(_refer, bundle, wanted))
+
+
+def _build(bundle: Bundle, wanted: Wanted) -> dict[str, Any]:
+    build = BundleBuild(wanted.shapes(bundle), wanted.profile, (wanted.graph,))
+    found = build_bundle(bundle, build, TensorRTBackend(), progress=lambda line: print(line, flush=True))
     return {"engines": [{"how": o.how, **msgspec.to_builtins(o.record)} for o in found]}
+
+
+def _refer(bundle: Bundle, wanted: Wanted) -> dict[str, Any]:
+    start = time.perf_counter()
+    for profile in wanted.shapes(bundle).profiles(bundle.manifest, wanted.graph):
+        reference_outputs(bundle, wanted.graph, profile_to_sizes(profile))
+    return {"seconds": time.perf_counter() - start}

@@ -23,15 +23,11 @@ FOLDERS = {
 
 @dataclass(frozen=True)
 class Part:
-    """A part of gpu_check in one process of one Python, and the seconds it gets; cut off, it goes on in the next call.
-
-    ``arguments`` is another module's command line instead.
-    """
+    """A part of gpu_check in one process of one Python, and the seconds it gets. Cut off, it goes on the next time."""
 
     name: str
     python: str
     seconds: float
-    arguments: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
@@ -45,9 +41,7 @@ PREPARE = (
     Part("precision-prepare", PLAIN, 300),
 )
 # The Python with TensorRT has no ONNX Runtime: what its engines are compared with is computed by another.
-BUILD_REFERENCES = Part(
-    "build-references", PLAIN, 400, ("freeprompt", "build", "{work}/bundle", "--references", "--rows", "1,2,3", "-q")
-)
+BUILD_REFERENCES = Part("build-references", PLAIN, 500)
 REPORT = Part("report", PLAIN, 60)
 # The figures that the goals are about come first.
 SESSIONS = {
@@ -127,10 +121,7 @@ class Place:
         # The image's onnxruntime has no CUDA; what comes first on the path is imported.
         paths = {PLAIN: [site, view], ORT: [ort, site, view], TRT: [view]}[part.python]
         python = str(self.base / "trt" / "python") if part.python == TRT and not self.dry else sys.executable
-        if part.arguments:
-            arguments = ["-m", *(text.replace("{work}", str(self.work)) for text in part.arguments)]
-        else:
-            arguments = ["-m", "benchmarks.gpu_check", part.name, "--work", str(self.work), "--out", str(self.results)]
-            arguments += ["--dry-run"] if self.dry else []
+        arguments = ["-m", "benchmarks.gpu_check", part.name, "--work", str(self.work), "--out", str(self.results)]
+        arguments += ["--dry-run"] if self.dry else []
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(map(str, paths))}
         return [python, *arguments], environment

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks import gpu_check
-from benchmarks.gpu import precision, report
+from benchmarks.gpu import engines, precision, report
 from benchmarks.gpu.kinds import NAMES, Timed, kind_of, summarise
 from benchmarks.gpu.measure import step_feeds
 from benchmarks.gpu.profile_ort import WARM, events_to_nodes
@@ -155,6 +155,39 @@ def test_layers_by_tensorrts_profiler(bundle: Bundle) -> None:
     session = machine.backend.open(bundle, "step")
     found = tensorrt_profile(session, step_feeds(bundle, machine.backend, 2), runs=4)
     assert {k: v for k, v in found["kinds"].items() if v} == {"attention": 2.0, "copy": 0.5}
+
+
+def test_engines_are_built_where_there_is_no_onnx_runtime(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The references that another Python left are at exactly the shapes of the engines."""
+    import freeprompt.engines.onnxruntime_backend as backend
+
+    rows = (1, 2, 3)
+    results: dict[str, Any] = {}
+
+    def once(label: str, run: Any) -> Any:
+        results[label] = run()
+        return results[label]
+
+    engines.build_references(bundle, rows, once)
+    referred = set(results)
+    machine = Machine.create()
+    monkeypatch.setattr(engines, "TensorRTBackend", lambda: machine.backend)
+
+    def absent(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("not to be used")
+
+    monkeypatch.setattr(backend, "OnnxRuntimeBackend", absent)
+    results.clear()
+    for more in (False, True):
+        engines.build_engines(bundle, rows, once, more)
+    assert set(results) == referred
+    built = [engine for item in results.values() for engine in item["engines"]]
+    assert {engine["graph"] for engine in built} == set(bundle.manifest.graphs) - {"step_recording"}
+    assert all(engine["how"] == "built" and engine["parity"] for engine in built)
+    # What an edit of latents runs is among the first.
+    monkeypatch.undo()
+    first = {(w.graph, w.rows) for w in engines.wanted_engines(bundle, rows, more=False)}
+    assert {("step", (1,)), ("step", (2,)), ("step", (3,)), ("record", (2,)), ("step_recorded", (2,))} <= first
 
 
 def test_goals_that_are_missed_are_said_to_be() -> None:
