@@ -118,8 +118,8 @@ def unet_to_ranges(unet: UNet2DConditionModel, samples: Tensor, timesteps: Tenso
 
 
 def _largest_logit(query: Tensor, key: Tensor, heads: int) -> float:
-    q = query.unflatten(2, (heads, -1)).transpose(1, 2)
-    k = key.unflatten(2, (heads, -1)).permute(0, 2, 3, 1)
+    q = query.view(*query.shape[:2], heads, -1).transpose(1, 2)
+    k = key.view(*key.shape[:2], heads, -1).permute(0, 2, 3, 1)
     return max(_largest(q[:, head] @ k[:, head]) for head in range(heads))  # a head at a time, to bound memory
 
 
