@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+import torch
 
 from freeprompt import Editor
 from freeprompt.benchstats import summarise
@@ -76,10 +77,42 @@ def profile(path: str, feeds: dict[str, Any], threads: int) -> dict[str, Any]:
     }
 
 
+def product_gflops(threads: int, size: int = 1024) -> float:
+    """Billions of operations a second of a large product in float32: what arithmetic alone could reach here."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    a, b = torch.randn(2, size, size).unbind()
+    seconds = []
+    for _ in range(12):
+        start = time.perf_counter()
+        torch.mm(a, b)
+        seconds.append(time.perf_counter() - start)
+    torch.set_num_threads(before)
+    return 2 * size**3 / summarise(seconds[2:]).p50 / 1e9
+
+
+def profile_step(bundle: str, threads: int) -> dict[str, Any]:
+    """Where a replacing step of three rows spends its time, beside what its multiply-adds alone would take."""
+    editor = Editor.load(bundle, "cpu", threads=threads)
+    feeds = step_feeds(editor)
+    rows = len(feeds["row_latent"])
+    rate = product_gflops(threads)
+    operations = 2 * rows * editor.manifest.graphs["step"].macs
+    return {
+        "rows": rows,
+        "product_gflops": rate,
+        "floor_ms": operations / rate / 1e6,
+        "profile": profile(str(editor.bundle.graph_path("step", fused=True)), feeds, threads),
+        "standard": profile(str(editor.bundle.graph_path("step")), feeds, threads),
+    }
+
+
 def variants(threads: int) -> dict[str, Any]:
     """Session options worth trying; the first is what the backend uses."""
+    shipped = options_for(threads)
+    shipped.enable_mem_pattern = False
     found = {
-        "as shipped": options_for(threads),
+        "as shipped": shipped,
         "no spinning": options_for(threads, session__intra_op__allow_spinning="0"),
         "no prepacking": options_for(threads, session__disable_prepacking="1"),
         "denormals as zero": options_for(threads, session__set_denormal_as_zero="1"),
@@ -91,22 +124,24 @@ def variants(threads: int) -> dict[str, Any]:
     arena = options_for(threads)
     arena.enable_cpu_mem_arena = False
     pattern = options_for(threads)
-    pattern.enable_mem_pattern = False
     return {
         **found,
         "graph optimisation: extended (no layout)": extended,
         "graph optimisation: basic": basic,
         "no arena": arena,
-        "no memory pattern": pattern,
+        "memory patterns": pattern,
     }
 
 
-def try_options(path: str, feeds: dict[str, Any], threads: int, rounds: int) -> dict[str, Any]:
+def try_options(path: str, standard: str, feeds: dict[str, Any], threads: int, rounds: int) -> dict[str, Any]:
     """Every variant in turn, one step each, so that all meet the same neighbours; ratios within a turn."""
     sessions = {
         name: ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         for name, options in variants(threads).items()
     }
+    sessions["standard graph"] = ort.InferenceSession(
+        standard, variants(threads)["as shipped"], providers=["CPUExecutionProvider"]
+    )
     wall: dict[str, list[float]] = {name: [] for name in sessions}
     for number in range(rounds + 2):
         for name, session in sessions.items():
@@ -132,12 +167,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     editor = Editor.load(arguments.bundle, "cpu", threads=arguments.threads)
-    path, feeds = str(editor.bundle.graph_path("step")), step_feeds(editor)
-    result = {
+    path, standard = (str(editor.bundle.graph_path("step", fused)) for fused in (True, False))
+    result: dict[str, Any] = {
         "threads": arguments.threads,
-        "rows": 3,
-        "profile": profile(path, feeds, arguments.threads),
-        "options": try_options(path, feeds, arguments.threads, arguments.rounds),
+        **profile_step(arguments.bundle, arguments.threads),
+        "options": try_options(path, standard, step_feeds(editor), arguments.threads, arguments.rounds),
     }
     total = result["profile"]["kernels_ms"]
     for one in result["profile"]["operators"][:16]:
@@ -145,6 +179,7 @@ def main() -> None:
     for name, one in result["options"].items():
         faster = one["times_faster"]
         print(f"{name:44}{one['ms']:>9.2f} ms  x{faster['p50']:.3f} (MAD {faster['mad']:.3f})")
+    print(f"arithmetic alone, at {result['product_gflops']:.0f} GFLOP/s: {result['floor_ms']:.2f} ms")
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
 

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from freeprompt.benchplot import draw_timeline, import_pyplot
+from benchmarks.reportplots import SWEEP, read_sweep
 
 ROOT = Path(__file__).parents[1]
+EMBEDDED = ROOT / "benchmarks" / "embedded" / "results"
 # What the project set out to reach, by title of the ratio.
 GOALS = {
     "first edit / literal reference": (5.0, 8.0),
@@ -45,6 +46,7 @@ def write_report(results: Results) -> str:
         ("contest", _contest),
         ("rows", _rows),
         ("scaling", _scaling),
+        ("profile", _profile),
         ("cold", _cold),
         ("memory", _memory),
         ("soak", _soak),
@@ -142,8 +144,26 @@ def _cold(part: Results) -> list[str]:
     return [*lines, "", f"Slowest imports (own time): {slow}."]
 
 
+def _profile(part: Results) -> list[str]:
+    fused, standard = part["profile"], part["standard"]
+    total, floor = fused["kernels_ms"], part["floor_ms"]
+    lines = [
+        "## Where a step's time goes",
+        "",
+        f"A replacing step of {part['rows']} rows by ONNX Runtime's own profile: {total:.2f} ms in operators (the "
+        f"standard form of the graph: {standard['kernels_ms']:.2f} ms). Its multiply-adds alone would take "
+        f"{floor:.2f} ms at the {part['product_gflops']:.0f} GFLOP/s that a 1024^3 product in float32 reaches here on "
+        "the same threads: no engine could run it faster than that.",
+        "",
+        "| operator | nodes | ms | share |",
+        "| --- | --- | --- | --- |",
+    ]
+    rows = (f"| {o['op']} | {o['nodes']} | {o['ms']:.2f} | {o['ms'] / total:.0%} |" for o in fused["operators"][:14])
+    return [*lines, *rows]
+
+
 def _memory(part: Results) -> list[str]:
-    return [
+    lines = [
         "## Memory",
         "",
         f"Record of one inversion of 20 steps: predicted {part['predicted_record_bytes'] / 1e6:.3f} MB, held "
@@ -151,6 +171,22 @@ def _memory(part: Results) -> list[str]:
         f"{part['resident_growth_per_inversion'] / 1e6:.3f} MB for each further recorded inversion that was kept "
         f"(predicted with its latents: {part['predicted_growth_per_inversion'] / 1e6:.3f} MB).",
     ]
+    if "peaks" not in part:
+        return lines
+    base = part["peaks"][0]["peak_bytes"]
+    width, height = part["peaks"][0]["size"]
+    lines += [
+        "",
+        f"Peak of a process that edits one picture of {width}x{height}, all graphs open, by its budget of recorded "
+        "bytes. Beyond the record it holds one pass of source rows while that is computed.",
+        "",
+        "| record | budget MB | held MB | peak MB | more than without MB |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for one in part["peaks"]:
+        values = (one["budget"], one["held_bytes"], one["peak_bytes"], one["peak_bytes"] - base)
+        lines.append(f"| {one['record']} | " + " | ".join(f"{value / 1e6:.1f}" for value in values) + " |")
+    return lines
 
 
 def _soak(part: Results) -> list[str]:
@@ -184,62 +220,52 @@ def _timeline(part: Results) -> list[str]:
 
 
 def _quality() -> list[str]:
-    found = sorted((ROOT / "benchmarks" / "embedded").rglob("scores.md"))
-    if not found:
-        return [
-            "## Quality",
-            "",
-            "No scores of the embedded model here yet (`python -m benchmarks.embedded.score`).",
-            "",
-        ]
-    text = found[-1].read_text(encoding="utf-8").replace("\n### ", "\n#### ")
-    return ["## Quality", "", f"From `{found[-1].relative_to(ROOT)}`:", "", text.strip(), ""]
+    found = EMBEDDED / "scores.md"
+    if not found.exists():
+        return ["## Quality", "", "No scores yet (`python -m benchmarks.embedded.score`).", ""]
+    text = found.read_text(encoding="utf-8").replace("\n### ", "\n#### ")
+    lines = ["## Quality", "", f"From `{found.relative_to(ROOT)}`:", "", text.strip(), ""]
+    if not SWEEP.exists():
+        return lines
+    lines += [
+        "Quality against cost, colour edits:",
+        "",
+        "![quality against cost](results/quality.png)",
+        "",
+        "| steps | fraction | record | U-Net rows | right | IoU |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for one in read_sweep():
+        right, iou = one["right"], one["IoU"]
+        lines.append(
+            f"| {one['steps']} | {one['fraction']:g} | {one['record']} | {one['unet_rows']:.1f} "
+            f"| {right['value']:.1%} [{right['low']:.1%}, {right['high']:.1%}] | {iou['value']:.3f} |"
+        )
+    return [*lines, ""]
 
 
 def _full_size() -> list[str]:
-    found = sorted((ROOT / "benchmarks").rglob("sd15*.json"))
-    if not found:
-        return []
-    result = json.loads(found[-1].read_text(encoding="utf-8"))
-    seconds = ", ".join(f"{name} {value} s" for name, value in result.get("seconds", {}).items())
-    return ["## Stable Diffusion 1.5's size", "", f"From `{found[-1].relative_to(ROOT)}`: {seconds}.", ""]
-
-
-def write_plots(results: Results, folder: Path) -> None:
-    """PNG files of the parts that are there."""
-    plt = import_pyplot()
-    parts = {name: part["result"] for name, part in results["parts"].items()}
-    if "contest" in parts:
-        ratios = parts["contest"]["ratios"]
-        figure, axes = plt.subplots(figsize=(9, 3.6), layout="constrained")
-        places = range(len(ratios))
-        axes.barh(places, [one["median"] for one in ratios], color="#66ccee", label="median")
-        axes.plot([one["rows"] for one in ratios], places, "|", color="black", markersize=18, label="rows alone")
-        for place, one in enumerate(ratios):
-            axes.plot(one["each"], [place] * len(one["each"]), "o", color="#4477aa", markersize=4)
-        axes.set_yticks(places, [one["title"] for one in ratios], fontsize=8)
-        axes.invert_yaxis()
-        axes.axvline(1, color="grey", linewidth=0.8)
-        axes.set_xlabel("times faster; dots are rounds")
-        axes.legend()
-        figure.savefig(folder / "contest.png", dpi=110)
-    if "scaling" in parts:
-        figure, both = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-        for axes, name in zip(both, ("steps", "prompts")):
-            part = parts["scaling"][name]
-            for rows, samples in zip(part["rows"], part["samples"]):
-                axes.plot([rows] * len(samples), samples, "o", color="#4477aa", markersize=4)
-            line = part["line"]
-            ends = [0, max(part["rows"])]
-            axes.plot(ends, [(line["offset_ms"] + line["ms_per_row"] * r) / 1e3 for r in ends], color="#ee6677")
-            axes.set(xlabel=f"rows, by {name}", ylabel="seconds, further edit", xlim=(0, None), ylim=(0, None))
-        figure.savefig(folder / "scaling.png", dpi=110)
-    if "timeline" in parts:
-        figure, axes = plt.subplots(figsize=(9, 2.6), layout="constrained")
-        draw_timeline(axes, parts["timeline"]["timeline"])
-        figure.savefig(folder / "timeline.png", dpi=110)
-    if "soak" in parts:
-        from benchmarks.soak import plot
-
-        plot(parts["soak"], folder / "soak.png")
-    plt.close("all")
+    lines: list[str] = []
+    export, rows = ROOT / "benchmarks" / "sd15_export.json", ROOT / "benchmarks" / "sd15_rows.json"
+    if export.exists():
+        result = json.loads(export.read_text(encoding="utf-8"))
+        seconds = ", ".join(f"{name} {value} s" for name, value in result["seconds"].items())
+        lines += [f"Export in float16 (`benchmarks/sd15_export.py`): {seconds}.", ""]
+    if rows.exists():
+        result = json.loads(rows.read_text(encoding="utf-8"))
+        lines += [
+            f"Rows in float32 (`benchmarks/sd15_rows.py`, {result['when']}, {result['threads']} threads; contenders "
+            "in processes that took turns):",
+            "",
+            "| one replacing step | rows | s a row, 256x256 | s a row, 512x512 | peak GB, 256x256 | peak GB, 512x512 |",
+            "| --- | --- | --- | --- | --- | --- |",
+        ]
+        for name, by_size in result["seconds_per_row"].items():
+            peaks = result["peak_gigabytes"][name]
+            lines.append(
+                f"| {name} | {result['rows'][name]} | {by_size['256']:.2f} | {by_size['512']:.2f} "
+                f"| {peaks['256']:.1f} | {peaks['512']:.1f} |"
+            )
+        worst = max(result["relative_l2_to_literal"].values())
+        lines += ["", f"Guided noise_pred against the literal reference's: at most {worst:.1e} (relative L2).", ""]
+    return ["## Stable Diffusion 1.5's size", "", *lines] if lines else []

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 BUILD = ROOT / "build" / "bench"
 TRAINED = ROOT / "benchmarks" / "embedded" / "checkpoint"
-PARTS = ("contest", "rows", "scaling", "cold", "memory", "soak", "timeline")
+PARTS = ("contest", "rows", "scaling", "profile", "cold", "memory", "soak", "timeline")
 
 
 def note(line: str) -> None:
@@ -67,7 +67,7 @@ def export(checkpoint: Path) -> Path:
 
 def measure(checkpoint: Path | None, bundle: Path, options: argparse.Namespace, results: dict[str, Any]) -> None:
     """Every part asked for, into ``results``; saved after each, since the suite takes minutes."""
-    from benchmarks import cold, scaling, soak
+    from benchmarks import cold, profiling, scaling, soak
 
     threads, steps = options.threads, options.steps
 
@@ -96,6 +96,7 @@ def measure(checkpoint: Path | None, bundle: Path, options: argparse.Namespace, 
         "contest": contest,
         "rows": lambda: scaling.count_rows(bundle, threads, steps),
         "scaling": lambda: scaling.sweep(bundle, threads),
+        "profile": lambda: profiling.profile_step(str(bundle), threads),
         "cold": lambda: cold.cold_start(bundle, threads, steps, options.cold),
         "memory": lambda: scaling.memory(bundle, 20),
         "soak": lambda: soak.soak(str(bundle), options.soak_edits, 4, 1),
@@ -120,7 +121,8 @@ def measure(checkpoint: Path | None, bundle: Path, options: argparse.Namespace, 
 
 
 def save(results: dict[str, Any]) -> None:
-    from benchmarks.report import write_plots, write_report
+    from benchmarks.report import write_report
+    from benchmarks.reportplots import write_plots
 
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "cpu.json").write_text(json.dumps(results) + "\n", encoding="utf-8")

@@ -14,7 +14,7 @@ import numpy as np
 
 from freeprompt import Editor
 from freeprompt.clibench import picture
-from freeprompt.clibenchmachine import resident_bytes
+from freeprompt.clibenchmachine import peak_bytes, resident_bytes
 from freeprompt.clibenchmeter import MeteredBackend, rows_by_graph
 from freeprompt.editor import Limits, check_size
 
@@ -129,17 +129,48 @@ def _picture(editor: Editor, size: tuple[int, int] | None = None) -> Any:
 # In a process of its own: what an allocator keeps of earlier work would hide what the record takes.
 _MEMORY = """
 import json, sys
-from benchmarks.scaling import memory_here
-print(json.dumps(memory_here(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))))
+from benchmarks import scaling
+print(json.dumps(getattr(scaling, sys.argv[1])(sys.argv[2], *(json.loads(each) for each in sys.argv[3:]))))
 """
+# Larger than native by this factor: there the activations are what counts.
+_ENLARGED = 3
 
 
 def memory(bundle: Path, steps: int, inversions: int = 8) -> dict[str, Any]:
-    """Bytes of record held, predicted and seen as resident memory, over several recorded inversions."""
-    command = [sys.executable, "-c", _MEMORY, str(bundle), str(steps), str(inversions)]
+    """Bytes of record held, predicted and seen as resident memory, and the peak of one edit by its budget."""
+    result = _elsewhere("memory_here", bundle, steps, inversions)
+    most = _elsewhere("peak_here", bundle, steps, "exact", 1 << 40)
+    cases = [("none", 0), ("exact", 0), ("exact", most["held_bytes"] // 2), ("exact", most["held_bytes"])]
+    result["peaks"] = [_elsewhere("peak_here", bundle, steps, record, budget) for record, budget in cases]
+    return result
+
+
+def _elsewhere(function: str, bundle: Path, *arguments: Any) -> dict[str, Any]:
+    command = [sys.executable, "-c", _MEMORY, function, str(bundle), *(json.dumps(each) for each in arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     result: dict[str, Any] = json.loads(done.stdout)
     return result
+
+
+def peak_here(bundle: str, steps: int, record: str, budget: int) -> dict[str, Any]:
+    """Peak memory of this process after one edit of an enlarged picture within a budget of recorded bytes."""
+    editor = Editor.load(bundle, "cpu", threads=1, limits=Limits(record_bytes=budget))
+    native = editor.manifest.latents
+    size = (native.width * _ENLARGED, native.height * _ENLARGED)
+    # Every graph that an exact edit opens, in each case: weights are no record.
+    for graph in ("vae_encoder", "text_encoder", "step", "record", "step_recorded", "vae_decoder"):
+        editor.pipeline.graphs[graph]
+    opened = peak_bytes() or 0
+    inversion = editor.invert(_picture(editor, size), steps, size=size)
+    editor.edit_latents(inversion, "a", record=record)
+    return {
+        "record": record,
+        "budget": budget,
+        "size": list(size),
+        "held_bytes": inversion.record_bytes,
+        "opened_bytes": opened,
+        "peak_bytes": peak_bytes() or 0,
+    }
 
 
 def memory_here(bundle: str, steps: int, inversions: int) -> dict[str, Any]:
