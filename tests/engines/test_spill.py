@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import gc
 from collections import Counter
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from freeprompt import Editor, Inversion
+from freeprompt import Editor, Inversion, clioptions
 from freeprompt.bundle import Bundle
+from freeprompt.editor import Progress
 from freeprompt.engines import cuda_onnxruntime
 from freeprompt.engines.cuda_memory import DevicePool, round_up
 from freeprompt.engines.cuda_onnxruntime import BoundOnnxRuntimeBackend
@@ -21,6 +23,7 @@ from freeprompt.engines.fake import FakeBackend
 from freeprompt.engines.onnxruntime_backend import OnnxRuntimeBackend
 from freeprompt.engines.session import HostArray
 from freeprompt.engines.tensorrt_session import TensorRTBackend
+from freeprompt.errors import UsageError
 from freeprompt.recordsize import RECORD_ROWS
 from freeprompt.runtime import recording
 from freeprompt.runtime.execute import StepResult
@@ -135,6 +138,23 @@ def test_the_host_waits_for_nothing_while_steps_run(
         coming = step == 4  # and the last one is sent for
         assert cost["copy HostToDevice"] == 1 + (layers if coming else 0), "all tables in one"
         assert cost["wait on device"] == (1 if changes else 0) + (1 if coming else 0)
+
+
+def test_a_step_of_the_one_engine_plan(device: tuple[FakeCudart, GpuBackend], bundle: Bundle, start: Any) -> None:
+    """Latents and the source's pinned latents in, latents out, all tables in one upload, one launch."""
+    cudart, backend = device
+    editor = Editor(bundle, backend)
+    inversion = editor.pipeline.invert(backend.upload(start), STEPS)
+    editor.edit_latents(inversion, PROMPT, replace_fraction=1.0, record="none")
+    seen: list[Counter[str]] = []
+
+    def callback(progress: Progress) -> None:
+        seen.append(Counter(cudart.calls))
+
+    editor.edit_latents(inversion, PROMPT, replace_fraction=1.0, record="none", callback=callback)
+    run = "launch" if isinstance(backend, TensorRTBackend) else "enqueue"
+    for step in range(1, STEPS):
+        assert seen[step] - seen[step - 1] == {"copy HostToDevice": 1, "copy DeviceToDevice": 3, run: 1}
 
 
 def test_recording_waits_for_nothing(device: tuple[FakeCudart, GpuBackend], bundle: Bundle, start: Any) -> None:
@@ -286,6 +306,20 @@ def test_the_plan_says_where_the_record_lies(bundle: Bundle) -> None:
     assert "wait in host memory" not in plan_to_text(Editor(bundle, FakeBackend()).plan(PROMPT, record="exact"))
     on_cpu = Editor(bundle, OnnxRuntimeBackend("cpu", 1), Limits(device_record_bytes=0))
     assert "wait in host memory" not in plan_to_text(on_cpu.plan(PROMPT, record="exact")), "it is host memory anyway"
+
+
+def test_the_command_lines_option(tiny_bundle: Path) -> None:
+    parser = argparse.ArgumentParser()
+    clioptions.add_model_options(parser)
+    clioptions.add_limit_options(parser)
+    given = ["--bundle", str(tiny_bundle), "--backend", "cpu", "--device-record-megabytes"]
+    for megabytes in (0, 5):
+        editor = clioptions.load_editor(parser.parse_args([*given, str(megabytes)]), verify=False)
+        assert editor.limits == Limits(device_record_bytes=megabytes * 1_000_000)
+    assert clioptions.load_editor(parser.parse_args(given[:-1]), verify=False).limits == Limits()
+    for wrong in (-1, True, 1.5):
+        with pytest.raises(UsageError, match="device_record_bytes"):
+            Limits(device_record_bytes=wrong)  # type: ignore[arg-type]
 
 
 def test_backends_without_a_copy_stream_spill_too(bundle: Bundle, start: Any) -> None:
