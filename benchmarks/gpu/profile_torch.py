@@ -26,7 +26,7 @@ def profile_kernels(step: Callable[[], None], runs: int, device: str) -> dict[st
         for _ in range(runs):
             step()
     if not on_gpu:
-        averages = profiler.key_averages()  # type: ignore[no-untyped-call]
+        averages = profiler.key_averages()
         timed = [Timed(a.key, a.self_cpu_time_total / 1e3 / runs, a.count / runs) for a in averages]
         return {"method": "operators, PyTorch's profiler", **summarise(t for t in timed if t.ms > 0)}
     with tempfile.TemporaryDirectory() as folder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -221,9 +222,8 @@ def test_where_half_precision_ends(
     assert precision.load_rungs(out) == rungs
     for rung in rungs[:3]:
         bundle = Bundle.open(precision.bundle_path(work, rung.number), verify=False)
-        found = precision._measure(
-            bundle, "ort-cpu", lambda b=bundle: OnnxRuntimeBackend("cpu", 1).open(b, "step"), rung, out
-        )
+        opened = partial(OnnxRuntimeBackend("cpu", 1).open, bundle, "step")
+        found = precision._measure(bundle, "ort-cpu", opened, rung, out)
         # Attention that is all but one-hot magnifies rounding.
         assert found["finite"] and found["relative_l2"] < (1e-5 if rung.number == 0 else 1e-2), found
     plain = np.load(out / "reference-precision-0.npz")["values"]

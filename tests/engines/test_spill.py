@@ -326,7 +326,7 @@ def test_backends_without_a_copy_stream_spill_too(bundle: Bundle, start: Any) ->
     """A device in name alone: arrays go by way of NumPy."""
 
     class Elsewhere(OnnxRuntimeBackend):
-        device = "elsewhere"  # type: ignore[assignment]
+        device = "elsewhere"
 
     plain = edit(Editor(bundle, Elsewhere("cpu", 1)), start)
     spilled = edit(Editor(bundle, Elsewhere("cpu", 1), Limits(device_record_bytes=0)), start)
