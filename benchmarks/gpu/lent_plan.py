@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,4 +124,13 @@ class Place:
         arguments = ["-m", "benchmarks.gpu_check", part.name, "--work", str(self.work), "--out", str(self.results)]
         arguments += ["--dry-run"] if self.dry else []
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(map(str, paths))}
+        if part.python == ORT:
+            # It looks for CUDA and cuDNN beside itself; those of the image lie beside the image's PyTorch.
+            known = [*nvidia_libraries(sys.path), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
+            environment["LD_LIBRARY_PATH"] = os.pathsep.join(known)
         return [python, *arguments], environment
+
+
+def nvidia_libraries(path: Iterable[str]) -> list[str]:
+    """Folders of the libraries that NVIDIA's wheels bring, on a Python's path."""
+    return [str(folder) for entry in path if entry for folder in sorted(Path(entry).glob("nvidia/*/lib"))]

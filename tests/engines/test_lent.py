@@ -143,12 +143,19 @@ def test_a_kit_is_put_together_when_its_last_part_has_come(place: Place) -> None
     assert (place.base / "ort" / "whole").read_text() == "000001"
 
 
-def test_which_python_finds_what(tmp_path: Path) -> None:
+def test_which_python_finds_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = Place(tmp_path, tmp_path, tmp_path)
     path = {python: place.command(Part("x", python, 1))[1]["PYTHONPATH"].split(":") for python in (PLAIN, ORT, TRT)}
     assert path[ORT] == [str(tmp_path / "ort"), *path[PLAIN]], "onnxruntime-gpu comes before the image's"
     assert path[TRT] == [str(tmp_path / "view")], "wheels for another Python must not be found"
     assert place.command(Part("x", TRT, 1))[0][0] == str(tmp_path / "trt" / "python")
+    for package in ("cudnn", "cu13"):
+        (tmp_path / "nvidia" / package / "lib").mkdir(parents=True)
+    monkeypatch.setattr(sys, "path", ["", str(tmp_path)])
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/before")
+    libraries = place.command(Part("x", ORT, 1))[1]["LD_LIBRARY_PATH"]
+    assert libraries == f"{tmp_path}/nvidia/cu13/lib:{tmp_path}/nvidia/cudnn/lib:/before"
+    assert place.command(Part("x", TRT, 1))[1]["LD_LIBRARY_PATH"] == "/before"
     for session, parts in SESSIONS.items():
         assert len({part.key for part in parts}) == len(parts)
         assert all(part.seconds < lent.CALL_SECONDS for part in parts), session
