@@ -80,13 +80,14 @@ class DenoiserTraining:
         latents: torch.Tensor,
         noise: torch.Tensor,
         timesteps: torch.Tensor,
+        told: torch.Tensor,
         ids: torch.Tensor,
     ) -> torch.Tensor:
         """Weighted error of the predicted noise; a scalar."""
         alpha = self.alphas[timesteps][:, None, None, None]
         noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
         text = self.text_encoder(ids)[0]
-        predicted = self.unet(noisy, timesteps, text).sample
+        predicted = self.unet(noisy, told, text).sample
         ratio = (alpha / (1 - alpha)).flatten()
         weight = (self.config.snr_cap / ratio).clamp(max=1.0)
         # What is mostly noise decides colour and layout, and its error in noise is small.
@@ -94,11 +95,12 @@ class DenoiserTraining:
         error: torch.Tensor = (weight * (predicted - noise).square().mean((1, 2, 3))).mean()
         return error
 
-    def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """This replica's part of a step's batch.
 
         Returns:
-            Latents and noise [N, 4, 16, 16], timesteps [N] and token ids [N, 77].
+            Latents and noise [N, 4, 16, 16], timesteps of the noise and those that the U-Net is
+            told [N], and token ids [N, 77].
         """
         config = self.config
         rng = np.random.default_rng([config.seed, 0, step])
@@ -109,14 +111,24 @@ class DenoiserTraining:
         noise = rng.standard_normal(shape, dtype=np.float32)
         first = np.where(rng.uniform(size=config.batch) < config.late, config.late_from, 0)
         timesteps = rng.integers(first, 1000)
+        told = timesteps
+        if config.ahead:
+            by = rng.integers(0, config.ahead_most + 1, config.batch)
+            told = np.minimum(timesteps + by * (rng.uniform(size=config.batch) < config.ahead), 999)
         # Drawn for the whole batch, so that it does not depend on how many share it.
         mine = self.replicas.share(config.batch)
         images = model.to_tensor(world.render(scenes[mine]))
         latents = model.linear_latents(images) * model.SCALING_FACTOR
         ids = model.tokenize(self.tokenizer, captions[mine])
-        parts = (latents, torch.from_numpy(noise[mine]), torch.from_numpy(timesteps[mine]), ids)
-        a, b, c, d = (part.to(self.device) for part in parts)
-        return a, b, c, d
+        parts = (
+            latents,
+            torch.from_numpy(noise[mine]),
+            torch.from_numpy(timesteps[mine]),
+            torch.from_numpy(told[mine]),
+            ids,
+        )
+        a, b, c, d, e = (part.to(self.device) for part in parts)
+        return a, b, c, d, e
 
     def step(self) -> dict[str, float]:
         """One optimiser step."""

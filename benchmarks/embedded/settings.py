@@ -23,6 +23,9 @@ class TrainConfig:
         short: probability of a caption without background.
         late: part of the timesteps drawn from `late_from`..999 and not from 0..999.
         late_from: see `late`.
+        ahead: part of the samples whose timestep is told too high, as inversion does: there the
+            U-Net sees latents of one level with the timestep of the next.
+        ahead_most: by how much at most, uniformly from 0.
         snr_cap: min-SNR weighting's gamma.
         noise_cap: largest extra weight of steps that are mostly noise.
         clip: largest norm of the gradient.
@@ -39,6 +42,8 @@ class TrainConfig:
     short: float = 0.05
     late: float = 0.5
     late_from: int = 400
+    ahead: float = 0.0
+    ahead_most: int = 120
     snr_cap: float = 5.0
     noise_cap: float = 4.0
     clip: float = 1.0

@@ -33,7 +33,7 @@ LOG_STEPS = 50
 VAE_DEFAULTS = {"samples": 6_000, "batch": 4, "rate": 1e-3, "warmup": 200, "ema": 0.99}
 """What differs for the autoencoder, whose every sample is 64x64 pixels of supervision."""
 
-STEERABLE = ("samples", "seed", "rate", "decay", "ema", "drop", "late", "late_from", "noise_cap")
+STEERABLE = ("samples", "seed", "rate", "decay", "ema", "drop", "late", "late_from", "noise_cap", "ahead", "warmup")
 """Fields of `TrainConfig` that are options of the command."""
 
 

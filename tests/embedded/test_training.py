@@ -148,6 +148,33 @@ def test_replicas_share_a_batch() -> None:
             assert torch.equal(all_rows[2 * rank : 2 * rank + 2], rows)
 
 
+def test_timesteps_are_told_ahead_of_the_noise() -> None:
+    """And the batch is otherwise the same, so that a run without it is what it was."""
+    plain = DenoiserTraining(CONFIG, SIZES).batch(0)
+    assert torch.equal(plain[2], plain[3])
+    config = dataclasses.replace(CONFIG, batch=400, ahead=0.5, ahead_most=100)
+    latents, noise, timesteps, told, ids = DenoiserTraining(config, SIZES).batch(0)
+    base = DenoiserTraining(dataclasses.replace(config, ahead=0.0), SIZES).batch(0)
+    for one, two in zip((latents, noise, timesteps, ids), (base[0], base[1], base[2], base[4])):
+        assert torch.equal(one, two)
+    by = told - timesteps
+    assert int(by.min()) == 0 and 90 < int(by.max()) <= 100 and int(told.max()) <= 999
+    # Half of 400, less one in 101 and those at the end: three standard deviations are 30.
+    assert 160 < int((by > 0).sum()) < 230
+
+
+def test_the_loss_is_told_what_the_noise_is_not() -> None:
+    """The noise is that of `timesteps`, the U-Net sees `told`."""
+    training = DenoiserTraining(CONFIG, SIZES)
+    latents, noise, timesteps, _, ids = training.batch(0)
+    seen: list[torch.Tensor] = []
+    training.unet.register_forward_pre_hook(lambda module, given: seen.extend(given[:2]))
+    training.loss(latents, noise, timesteps, timesteps + 5, ids)
+    alpha = training.alphas[timesteps][:, None, None, None]
+    assert torch.equal(seen[0], alpha.sqrt() * latents + (1 - alpha).sqrt() * noise)
+    assert torch.equal(seen[1], timesteps + 5)
+
+
 def test_learning_rate() -> None:
     config = TrainConfig(samples=1000, batch=10, warmup=100, rate=1.0, decay=0.4)
     rates = [learning_rate(config, samples) for samples in range(0, 1000, 10)]
