@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 from dataclasses import replace
 
 import torch
 from diffusers import UNet2DConditionModel
+from torch import nn
 
 from freeprompt.export import variants
 from freeprompt.export.calibration import Calibration
@@ -69,9 +69,7 @@ class UnetExport:
         if calibration is not None:
             self.halve(calibration)
         self._trace()
-        # ONNX Runtime will hold a copy of the weights, and another while it loads.
-        self.module.to("meta")
-        gc.collect()
+        _free_weights(self.module)
         self.writer.progress("graph step")
         self.writer.cut(TRACED, "step", variants.to_step)
         self._register("step", "own", self.step)
@@ -139,6 +137,17 @@ class UnetExport:
         graphs = self.writer.graphs
         if name in graphs:
             graphs[name] = replace(graphs[name], macs=macs)
+
+
+def _free_weights(module: nn.Module) -> None:
+    """Give the memory back that they take, whoever still refers to them: PyTorch keeps what it has traced.
+
+    ONNX Runtime will hold a copy of the weights, and another while it loads.
+    """
+    for tensor in (*module.parameters(), *module.buffers()):
+        storage = tensor.untyped_storage()
+        if storage.resizable():  # not where it is a part of a mapped file
+            storage.resize_(0)
 
 
 def _hidden_name(layer: int) -> str:
