@@ -1,7 +1,7 @@
 """A second form of each graph for ONNX Runtime, with operators of its own that the standard does not have.
 
-MatMul-Softmax-MatMul writes the maps of every row and head to memory, N x N; ``com.microsoft.MultiHeadAttention`` does not.
-ONNX Runtime itself does not recognise the exporter's pattern while it loads a graph; onnxscript's rules do. The
+MatMul-Softmax-MatMul writes the maps of every row and head to memory, N x N; ``com.microsoft.MultiHeadAttention`` does
+not. ONNX Runtime itself does not recognise the exporter's pattern while it loads a graph; onnxscript's rules do. The
 standard form stays beside it, for TensorRT and every other runtime; both read the same weights.
 
 Not used, on purpose: ``SkipLayerNormalization``, whose CPU kernel takes 85 us where the addition and the layer norm
@@ -74,7 +74,7 @@ def _merge_affine(model: ir.Model) -> None:
             name = f"unit.{len(scale)}"
             mean, variance = np.zeros_like(scale), np.full_like(scale, 1.0 - _EPSILON)
             unit[key] = (_initializer(graph, f"{name}.mean", mean), _initializer(graph, f"{name}.variance", variance))
-        name = add.outputs[0].name
+        name = str(add.outputs[0].name)
         inputs = [
             image,
             _initializer(graph, f"{name}.scale", scale),
