@@ -18,6 +18,7 @@ from freeprompt.engines.tensorrt_session import TensorRTBackend
 from freeprompt.engines.tensorrt_slot import LoadedEngine
 from freeprompt.engines.tensorrt_store import EngineStore, Found
 from freeprompt.errors import BackendError, UsageError
+from freeprompt.manifest import Manifest
 
 MEMORY, LATENCY = "memory", "latency"
 
@@ -97,6 +98,7 @@ def _build_one(
     progress: Progress,
 ) -> Outcome:
     manifest, machine = bundle.manifest, backend.machine
+    _check_float32_parts(manifest, graph, machine.tensorrt)
     layers = len(manifest.layers) + manifest.cross_layers
     record = EngineRecord(
         graph=graph,
@@ -131,6 +133,23 @@ def _build_one(
         record = replace(record, build_seconds=round(built.seconds, 3))
         record = _examined(bundle, record, data, backend, progress)
         return Outcome(store.save(record, data), record, "built")
+
+
+def _check_float32_parts(manifest: Manifest, graph: str, tensorrt: str) -> None:
+    """Refuse to build where the builder would choose the precision that the export has ruled out.
+
+    Before 10 a network does not say which precision its layers have: with the FP16 flag the builder may halve any.
+    """
+    if manifest.half_precision is None or int(tensorrt.split(".")[0]) >= 10:
+        return
+    owner = "unet" if graph.startswith(("step", "record")) else graph
+    kept = [part for part in manifest.half_precision.float32_parts if part.graph == owner]
+    if kept:
+        raise BackendError(
+            f"graph {graph} has {len(kept)} parts that must stay float32 (the first: {kept[0].part or 'all of it'}, "
+            f"{kept[0].reason}), and TensorRT {tensorrt} may halve them; use TensorRT 10.3 or later, --backend cuda, "
+            "or an export in float32"
+        )
 
 
 def _kept(store: EngineStore, record: EngineRecord) -> Optional[Found]:

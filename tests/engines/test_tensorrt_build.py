@@ -25,6 +25,7 @@ from freeprompt.engines.tensorrt_record import Seal, graph_to_sha256, record_fro
 from freeprompt.engines.tensorrt_store import EngineStore
 from freeprompt.engines.tensorrt_store import Machine as Target
 from freeprompt.errors import BackendError, UsageError
+from freeprompt.manifest import Float32Part, HalfPrecision
 from tests.engines.conftest import SIZE, Machine
 
 GRAPH = "text_encoder"  # the quickest
@@ -60,6 +61,21 @@ def test_float32_is_not_halved_by_the_old_version(bundle: Bundle) -> None:
     machine = Machine.create("8.6.1")
     machine.build(bundle, GRAPH)
     assert flags(machine, "set_flag") == []
+
+
+@pytest.mark.parametrize(("owner", "graph"), [("text_encoder", "text_encoder"), ("unet", "step")])
+def test_parts_that_must_stay_float32_are_not_left_to_the_old_version(bundle: Bundle, owner: str, graph: str) -> None:
+    """It may halve whatever it likes; from 10 on the graph decides."""
+    part = Float32Part(owner, "layers.3", "activations reach 7e+04, more than 1.638e+04")
+    half = HalfPrecision(16376.0, {}, {}, (part,))
+    kept = replace(bundle, manifest=replace(bundle.manifest, precision="float16", half_precision=half))
+    old = Machine.create("8.6.1")
+    with pytest.raises(BackendError, match=rf"graph {graph} has 1 parts .*layers\.3.*TensorRT 10\.3 or later"):
+        old.build(kept, graph)
+    assert list(EngineStore(bundle, old.backend.machine).scan()) == []
+    other = "vae_decoder" if owner == "unet" else "vae_encoder"
+    old.build(kept, other)
+    Machine.create("10.3.0").build(kept, GRAPH)
 
 
 def test_streaming_weights(bundle: Bundle) -> None:
