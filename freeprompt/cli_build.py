@@ -26,6 +26,7 @@ them when a shape first runs: this runs and checks every shape once, so that an 
 NOTHING_TO_BUILD = {
     "cpu": "runs the graphs as they were exported",
     "cuda": "runs the graphs as they were exported and prepares them when they are loaded",
+    "cuda-graph": "runs the graphs as they were exported and records their steps while it runs",
 }
 # Options that only TensorRT's own builder takes, by their names in the parsed arguments.
 TENSORRT_ONLY = ("range", "profile", "workspace", "optimization_level", "stream_weights", "trust", "references")

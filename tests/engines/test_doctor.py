@@ -107,12 +107,12 @@ def test_doctor_as_json() -> None:
 
 
 def test_unknown_and_missing_backends() -> None:
-    with pytest.raises(UsageError, match="auto, cpu, cuda, ort-tensorrt, tensorrt"):
+    with pytest.raises(UsageError, match="auto, cpu, cuda, cuda-graph, ort-tensorrt, tensorrt"):
         select.create_backend("gpu")
 
 
 @without_gpu
-@pytest.mark.parametrize("name", ["cuda", "ort-tensorrt", "tensorrt"])
+@pytest.mark.parametrize("name", ["cuda", "cuda-graph", "ort-tensorrt", "tensorrt"])
 def test_backends_that_are_not_here(name: str) -> None:
     with pytest.raises(BackendError, match="install"):
         select.create_backend(name)
