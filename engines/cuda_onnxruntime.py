@@ -18,13 +18,14 @@ from freeprompt.engines.cuda_buffers import FixedBuffers, Tensor
 from freeprompt.engines.cuda_memory import CudaArray, DevicePool
 from freeprompt.engines.cuda_runtime import CudaRuntime
 from freeprompt.engines.cuda_spill import Spill
-from freeprompt.engines.onnxruntime_backend import (
+from freeprompt.engines.onnxruntime_backend import check_signature
+from freeprompt.engines.onnxruntime_library import (
     PROVIDERS,
     check_available,
-    check_signature,
     cuda_options,
     failure,
     open_session,
+    prepared_model,
 )
 from freeprompt.engines.session import Array, Feed, NumpyArray, Session, check_feeds
 from freeprompt.errors import BackendError
@@ -124,17 +125,19 @@ class BoundOnnxRuntimeBackend:
     Args:
         cuda_graphs: False uses the same buffers without recording.
         cuda: for tests; None imports cuda-python.
+        prepared: False leaves out what ``freeprompt build --backend cuda`` has prepared, to compare.
 
     Raises:
         BackendError: onnxruntime-gpu, cuda-python, the driver or the GPU is missing.
     """
 
-    def __init__(self, cuda_graphs: bool = True, cuda: Optional[CudaRuntime] = None) -> None:
+    def __init__(self, cuda_graphs: bool = True, cuda: Optional[CudaRuntime] = None, prepared: bool = True) -> None:
         check_available("cuda")
         self.cuda = CudaRuntime() if cuda is None else cuda
         self.pool = DevicePool(self.cuda)
         self._spill = Spill(self.pool)
         self._cuda_graphs = cuda_graphs
+        self._prepared = prepared
         # Graph -> why it is not recorded although that was asked for.
         self.fallbacks: dict[str, str] = {}
 
@@ -149,14 +152,15 @@ class BoundOnnxRuntimeBackend:
     def open(self, bundle: Bundle, graph: str) -> Session:
         options = {**cuda_options(), "user_compute_stream": str(self.cuda.stream)}
         spec = bundle.manifest.graph(graph)
+        model = prepared_model(bundle, graph) if self._prepared else None
         if self._cuda_graphs:
             try:
                 recording = [(PROVIDERS["cuda"], {**options, "enable_cuda_graph": "1"})]
-                session = open_session(bundle, graph, "cuda", recording)
+                session = open_session(bundle, graph, "cuda", recording, model=model)
                 return BoundSession(graph, spec, session, self.pool, recorded=True)
             except BackendError as error:  # a node that the provider leaves to the CPU
                 self.fallbacks[graph] = str(error)
-        session = open_session(bundle, graph, "cuda", [(PROVIDERS["cuda"], options)])
+        session = open_session(bundle, graph, "cuda", [(PROVIDERS["cuda"], options)], model=model)
         return BoundSession(graph, spec, session, self.pool, recorded=False)
 
     def upload(self, array: NumpyArray) -> CudaArray:

@@ -12,6 +12,7 @@ from typing import Optional
 
 from freeprompt.bundle import Bundle
 from freeprompt.engines.cuda_runtime import CudaRuntime, DeviceInfo
+from freeprompt.engines.cuda_store import CudaStore
 from freeprompt.engines.select import Candidate, candidates
 from freeprompt.engines.tensorrt_library import import_tensorrt
 from freeprompt.engines.tensorrt_store import EngineStore, Machine
@@ -43,6 +44,15 @@ class EngineReport:
 
 
 @dataclass(frozen=True)
+class PreparedReport:
+    """A graph of the bundle that was prepared for CUDA; ``refused`` is None where it may be used."""
+
+    file: str
+    operators: str
+    refused: Optional[str]
+
+
+@dataclass(frozen=True)
 class Report:
     """The findings.
 
@@ -53,6 +63,7 @@ class Report:
         chosen: what "auto" takes.
         candidates: what it considered.
         engines: of the bundle.
+        prepared: its graphs that were prepared for CUDA.
         advice: what to do to get further.
     """
 
@@ -67,6 +78,7 @@ class Report:
     chosen: str
     candidates: tuple[Candidate, ...]
     engines: tuple[EngineReport, ...] = ()
+    prepared: tuple[PreparedReport, ...] = ()
     advice: tuple[str, ...] = field(default=())
 
 
@@ -78,6 +90,7 @@ def examine(bundle: Optional[Bundle] = None) -> Report:
     considered = tuple(candidates(bundle))
     chosen = next(c.name for c in considered if c.problem is None)
     engines = () if bundle is None else _engines(bundle, tensorrt, gpu)
+    prepared = () if bundle is None else _prepared(bundle, gpu)
     return Report(
         python=f"{platform.python_version()} ({sys.executable})",
         system=f"{platform.system()} {platform.machine()}",
@@ -90,7 +103,8 @@ def examine(bundle: Optional[Bundle] = None) -> Report:
         chosen=chosen,
         candidates=considered,
         engines=engines,
-        advice=tuple(_advice(packages, gpu, tensorrt, engines, bundle)),
+        prepared=prepared,
+        advice=tuple(_advice(packages, gpu, tensorrt, engines, prepared, bundle)),
     )
 
 
@@ -123,6 +137,12 @@ def report_to_lines(report: Report) -> Iterator[str]:
             yield f"    for {shapes}"
         if engine.fused_attention:
             yield f"    fused attention {engine.fused_attention}"
+    if report.prepared:
+        yield ""
+        yield "graphs of the bundle prepared for CUDA; one that is not usable runs as it was exported"
+    for graph in report.prepared:
+        yield f"  {graph.file}: {graph.refused or 'usable'}"
+        yield f"    {graph.operators}"
     if report.advice:
         yield ""
     for line in report.advice:
@@ -135,6 +155,14 @@ def _packages() -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found
+
+
+def _onnxruntime_version() -> str:
+    try:
+        import onnxruntime
+    except ImportError:
+        return ""
+    return str(onnxruntime.__version__)
 
 
 def _providers() -> tuple[str, ...]:
@@ -180,11 +208,21 @@ def _engines(bundle: Bundle, tensorrt: Optional[str], gpu: Optional[DeviceInfo])
     return tuple(reports)
 
 
+def _prepared(bundle: Bundle, gpu: Optional[DeviceInfo]) -> tuple[PreparedReport, ...]:
+    reports = []
+    for found in CudaStore(bundle, _onnxruntime_version(), gpu.name if gpu else "").scan():
+        operators = found.record.operators if found.record else {}
+        counted = ", ".join(f"{count} {name}" for name, count in operators.items()) or "nothing fused"
+        reports.append(PreparedReport(found.path.name, counted, found.refused))
+    return tuple(reports)
+
+
 def _advice(
     packages: dict[str, str],
     gpu: Optional[DeviceInfo],
     tensorrt: Optional[str],
     engines: tuple[EngineReport, ...],
+    prepared: tuple[PreparedReport, ...],
     bundle: Optional[Bundle],
 ) -> Iterator[str]:
     if "onnxruntime" in packages and "onnxruntime-gpu" in packages:
@@ -197,6 +235,8 @@ def _advice(
         return
     if "onnxruntime-gpu" not in packages:
         yield "for --backend cuda: pip uninstall onnxruntime; pip install onnxruntime-gpu"
+    elif bundle is not None and not any(graph.refused is None for graph in prepared):
+        yield f"for a faster --backend cuda: freeprompt build {bundle.path} --backend cuda"
     if tensorrt is None:
         major = int(gpu.driver.split(".")[0])
         yield f"for --backend tensorrt: pip install tensorrt-cu{min(13, major)}"

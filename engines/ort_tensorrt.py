@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from freeprompt.bundle import Bundle
+from freeprompt.engines.engine_parity import THRESHOLDS, EngineParity, profile_to_sizes, session_to_parity
 from freeprompt.engines.session import Backend
-from freeprompt.engines.tensorrt_parity import THRESHOLDS, profile_to_sizes, session_to_parity
 from freeprompt.engines.tensorrt_profile import Shapes
 from freeprompt.engines.tensorrt_progress import Progress
-from freeprompt.engines.tensorrt_record import EngineParity
 from freeprompt.errors import BackendError
 
 

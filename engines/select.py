@@ -84,7 +84,7 @@ def tensorrt_problem(bundle: Optional[Bundle]) -> Optional[str]:
 
 def _cuda_problem() -> Optional[str]:
     try:
-        from freeprompt.engines.onnxruntime_backend import cuda_problem
+        from freeprompt.engines.onnxruntime_library import cuda_problem
     except ImportError as error:
         return f"onnxruntime cannot be imported ({error})"
     return cuda_problem()

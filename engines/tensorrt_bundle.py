@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Optional
 
 from freeprompt.bundle import Bundle
+from freeprompt.engines.engine_parity import THRESHOLDS, EngineParity, profile_to_sizes, session_to_parity
 from freeprompt.engines.tensorrt_build import BuilderSettings, build_engine
-from freeprompt.engines.tensorrt_parity import THRESHOLDS, profile_to_sizes, session_to_parity
 from freeprompt.engines.tensorrt_profile import Profile, Shapes
 from freeprompt.engines.tensorrt_progress import Progress
-from freeprompt.engines.tensorrt_record import EngineParity, EngineRecord, graph_to_sha256
+from freeprompt.engines.tensorrt_record import EngineRecord
 from freeprompt.engines.tensorrt_session import TensorRTBackend
 from freeprompt.engines.tensorrt_slot import LoadedEngine
 from freeprompt.engines.tensorrt_store import EngineStore, Found
@@ -102,7 +102,7 @@ def _build_one(
     layers = len(manifest.layers) + manifest.cross_layers
     record = EngineRecord(
         graph=graph,
-        graph_sha256=graph_to_sha256(bundle, graph),
+        graph_sha256=bundle.graph_sha256(graph),
         tensorrt=machine.tensorrt,
         capability=machine.capability,
         precision=manifest.precision,

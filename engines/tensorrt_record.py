@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import hmac
-import os
-import secrets
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Optional
 
 import msgspec
 
-from freeprompt.bundle import Bundle
+from freeprompt.engines.engine_parity import EngineParity
 from freeprompt.engines.tensorrt_profile import Profile
-from freeprompt.errors import BackendError, OutputError
+from freeprompt.errors import BackendError
 
 RECORD_VERSION = 1
-
-
-@dataclass(frozen=True)
-class EngineParity:
-    """One comparison of the engine with ONNX Runtime on the CPU, on seeded inputs."""
-
-    shapes: str
-    relative_l2: float
-    max_abs: float
 
 
 @dataclass(frozen=True)
@@ -106,72 +93,3 @@ def record_from_json(data: bytes) -> EngineRecord:
             f"the engine's sidecar has version {record.version}, this freeprompt reads {RECORD_VERSION}; build it again"
         )
     return record
-
-
-def graph_to_sha256(bundle: Bundle, graph: str) -> str:
-    """Hash of a graph and of the weights it refers to, from the manifest's hashes.
-
-    ONNX keeps the name of an external file as plain bytes, so that looking for it needs no parser.
-    """
-    manifest = bundle.manifest
-    file = manifest.graph(graph).file
-    content = bundle.graph_path(graph).read_bytes()
-    digest = hashlib.sha256()
-    for spec in sorted(manifest.files, key=lambda spec: spec.path):
-        if spec.path == file or spec.path.encode() in content:
-            digest.update(f"{spec.path}\0{spec.sha256}\n".encode())
-    return digest.hexdigest()
-
-
-class Seal:
-    """A secret of this user on this machine, by which an engine built here is told from one that was copied in.
-
-    A TensorRT engine is code: loading a stranger's is running it. The sidecar of an engine built here carries a keyed
-    hash that nobody without the secret can make.
-
-    Args:
-        path: of the secret; None: freeprompt/engine-seal in the user's data folder.
-    """
-
-    def __init__(self, path: Optional[Path] = None) -> None:
-        if path is None:
-            home = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-            path = Path(home) / "freeprompt" / "engine-seal"
-        self._path = path
-
-    def apply(self, record: EngineRecord) -> EngineRecord:
-        """The record with its seal. Makes the secret if there is none yet.
-
-        Raises:
-            OutputError: the secret cannot be written.
-        """
-        return replace(record, seal=self._sign(record, self._secret(create=True)))
-
-    def holds(self, record: EngineRecord) -> bool:
-        """Whether this user sealed the record as it is."""
-        secret = self._secret(create=False)
-        return bool(secret) and hmac.compare_digest(record.seal, self._sign(record, secret))
-
-    def token(self, label: str) -> str:
-        """A name that only this user's machine gives to ``label``: a folder that nobody else can have filled."""
-        return hmac.new(self._secret(create=True), label.encode(), hashlib.sha256).hexdigest()[:16]
-
-    def _sign(self, record: EngineRecord, secret: bytes) -> str:
-        content = msgspec.json.encode(replace(record, seal=""))
-        return hmac.new(secret, content, hashlib.sha256).hexdigest()
-
-    def _secret(self, create: bool) -> bytes:
-        try:
-            if create and not self._path.exists():
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-                handle = os.open(self._path, flags, 0o600)
-                with os.fdopen(handle, "wb") as file:
-                    file.write(secrets.token_bytes(32))
-            return self._path.read_bytes()
-        except FileExistsError:  # another process made it in between
-            return self._path.read_bytes()
-        except OSError as error:
-            if not create:
-                return b""
-            raise OutputError(f"cannot keep the engines' seal at {self._path}: {error}") from error

@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
 from freeprompt.bundle import Bundle
-from freeprompt.engines.tensorrt_record import (
-    EngineRecord,
-    Seal,
-    graph_to_sha256,
-    record_from_json,
-    record_to_json,
-)
+from freeprompt.engines.locking import LOCK_SECONDS, folder_lock
+from freeprompt.engines.seal import Seal
+from freeprompt.engines.tensorrt_record import EngineRecord, record_from_json, record_to_json
 from freeprompt.errors import BackendError, BundleError, OutputError
 from freeprompt.files import atomic_path, file_to_sha256
 
 FOLDER = "tensorrt"
 # A sidecar is some kilobytes.
 MAX_SIDECAR_BYTES = 1 << 20
-_LOCK_POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -138,33 +131,10 @@ class EngineStore:
         with atomic_path(found.path.with_suffix(".json")) as temporary:
             temporary.write_bytes(record_to_json(self._seal.apply(record)))
 
-    @contextlib.contextmanager
-    def lock(self, name: str, timeout: float = 7200.0) -> Iterator[None]:
-        """Hold the build of ``name``: a second process waits and then finds what the first has built.
-
-        Raises:
-            BackendError: not given within ``timeout`` seconds.
-        """
+    def lock(self, name: str, timeout: float = LOCK_SECONDS) -> contextlib.AbstractContextManager[None]:
+        """Hold the build of ``name``, see ``folder_lock``."""
         self._make_folder()
-        path = self.folder / f".{name}.lock"
-        try:
-            import fcntl
-        except ImportError:  # not on Windows; two builds at once then cost time, and the later wins whole
-            yield
-            return
-        with path.open("w") as file:
-            end = time.monotonic() + timeout
-            while True:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > end:
-                        raise BackendError(
-                            f"another process has been building {name} for {timeout:.0f} s; wait for it or end it"
-                        ) from None
-                    time.sleep(_LOCK_POLL_SECONDS)
-            yield
+        return folder_lock(self.folder, name, timeout)
 
     def _make_folder(self) -> None:
         try:
@@ -189,7 +159,7 @@ class EngineStore:
         if record.name != path.name:
             return "its sidecar belongs to another engine"
         try:
-            graph_sha256 = graph_to_sha256(self._bundle, record.graph)
+            graph_sha256 = self._bundle.graph_sha256(record.graph)
         except BundleError as error:
             return str(error)
         if record.graph_sha256 != graph_sha256:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Union
@@ -74,6 +75,22 @@ class Bundle:
         """
         spec = self.manifest.graph(graph)
         return self.file(spec.fused.file if fused and spec.fused else spec.file)
+
+    def graph_sha256(self, graph: str, fused: bool = False) -> str:
+        """Hash of a graph's ONNX file and of the weights it refers to, from the manifest's hashes.
+
+        ONNX keeps the name of an external file as plain bytes, so that looking for it needs no parser.
+
+        Raises:
+            BundleError: there is no such graph.
+        """
+        path = self.graph_path(graph, fused)
+        content = path.read_bytes()
+        digest = hashlib.sha256()
+        for spec in sorted(self.manifest.files, key=lambda spec: spec.path):
+            if self.file(spec.path) == path or spec.path.encode() in content:
+                digest.update(f"{spec.path}\0{spec.sha256}\n".encode())
+        return digest.hexdigest()
 
     @property
     def engines(self) -> Path:

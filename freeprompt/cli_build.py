@@ -20,14 +20,19 @@ one that does not agree is not kept. What was built before is not built again, s
 was interrupted goes on where it was.
 
 With --backend ort-tensorrt the engines are those of ONNX Runtime's TensorRT provider, which builds
-them when a shape first runs: this runs and checks every shape once, so that an edit need not wait."""
+them when a shape first runs: this runs and checks every shape once, so that an edit need not wait.
+
+With --backend cuda the graphs are rewritten for ONNX Runtime's CUDA provider (fused group norms and
+convolutions with channels last; needs the packages onnx and sympy). Each is compared with ONNX Runtime
+on the CPU and timed against the graph as exported, and --backend cuda and cuda-graph run it from then
+on if it is right and not slower."""
 
 # Backends that have nothing to build, and why.
 NOTHING_TO_BUILD = {
     "cpu": "runs the graphs as they were exported",
-    "cuda": "runs the graphs as they were exported and prepares them when they are loaded",
-    "cuda-graph": "runs the graphs as they were exported and records their steps while it runs",
+    "cuda-graph": "runs what was built for cuda, and records its steps while it runs",
 }
+BUILDABLE = "tensorrt, cuda or ort-tensorrt"
 # Options that only TensorRT's own builder takes, by their names in the parsed arguments.
 TENSORRT_ONLY = ("range", "profile", "workspace", "optimization_level", "stream_weights", "trust", "references")
 
@@ -45,7 +50,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--backend",
         default="tensorrt",
         metavar="B",
-        help="what to build for: tensorrt or ort-tensorrt (default: tensorrt); the others have nothing to build",
+        help=f"what to build for: {BUILDABLE} (default: tensorrt); the others have nothing to build",
     )
     parser.add_argument(
         "--size",
@@ -120,6 +125,11 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.backend == "ort-tensorrt":
         _warm_provider(bundle, shapes, arguments, stages)
         return
+    if arguments.backend == "cuda":
+        from freeprompt.clicudabuild import prepare
+
+        prepare(bundle, shapes, tuple(arguments.graph or ()), stages, arguments.quiet)
+        return
     from freeprompt.engines.tensorrt_bundle import BundleBuild, build_bundle
     from freeprompt.engines.tensorrt_session import TensorRTBackend
 
@@ -148,14 +158,11 @@ def _check_backend(arguments: argparse.Namespace) -> None:
 
     name = arguments.backend
     if name in NOTHING_TO_BUILD:
-        raise UsageError(
-            f"--backend {name} needs no build: it {NOTHING_TO_BUILD[name]}. "
-            "Build for tensorrt (the default) or ort-tensorrt"
-        )
+        raise UsageError(f"--backend {name} needs no build: it {NOTHING_TO_BUILD[name]}. Build for {BUILDABLE}")
     if name not in BACKENDS:
-        raise UsageError(f"unknown backend {name!r}; build takes tensorrt or ort-tensorrt")
+        raise UsageError(f"unknown backend {name!r}; build takes {BUILDABLE}")
     if name == "auto":
-        raise UsageError("--backend auto is a choice among backends; build takes tensorrt or ort-tensorrt")
+        raise UsageError(f"--backend auto is a choice among backends; build takes {BUILDABLE}")
     if name == "tensorrt":
         return
     defaults = argparse.ArgumentParser()
@@ -199,7 +206,7 @@ def _shapes(bundle: Bundle, arguments: argparse.Namespace) -> Shapes:
 
 
 def _make_references(bundle: Bundle, shapes: Shapes, arguments: argparse.Namespace, stages: Stages) -> None:
-    from freeprompt.engines.tensorrt_parity import (
+    from freeprompt.engines.engine_parity import (
         profile_to_sizes,
         reference_outputs,
         reference_path,

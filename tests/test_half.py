@@ -204,6 +204,17 @@ def test_the_export_holds_what_was_measured(overflowing_bundle: Path, capsys: py
         assert f"float32: {'.'.join(part)}" in outcome.out
 
 
+def test_gelu_is_fused_in_half_precision_too(overflowing_bundle: Path) -> None:
+    """The root of 2 that it divides by is another number there."""
+    manifest = Bundle.open(overflowing_bundle).manifest
+    for graph in ("step", "record"):
+        standard, fused = (
+            [node.op_type for node in onnx.load(overflowing_bundle / name, load_external_data=False).graph.node]
+            for name in manifest.graph(graph).files
+        )
+        assert fused.count("Gelu") == standard.count("Erf") > 0 == fused.count("Erf")
+
+
 def softmax_types(graph: Path) -> list[str]:
     model = onnx.shape_inference.infer_shapes(onnx.load(graph, load_external_data=False))
     types = {info.name: info.type.tensor_type.elem_type for info in model.graph.value_info}

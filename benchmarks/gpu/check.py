@@ -73,7 +73,7 @@ class Check:
 
         from benchmarks.gpu.literal_peer import literal_edit, load_literal
         from benchmarks.gpu.torch_peer import TorchBackend
-        from freeprompt.engines.tensorrt_parity import seeded_inputs
+        from freeprompt.engines.engine_parity import seeded_inputs
 
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False

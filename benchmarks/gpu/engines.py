@@ -10,8 +10,8 @@ from typing import Any, Callable
 import msgspec
 
 from freeprompt.bundle import Bundle
+from freeprompt.engines.engine_parity import profile_to_sizes, reference_outputs
 from freeprompt.engines.tensorrt_bundle import LATENCY, MEMORY, BundleBuild, build_bundle
-from freeprompt.engines.tensorrt_parity import profile_to_sizes, reference_outputs
 from freeprompt.engines.tensorrt_profile import Rows, Shapes
 from freeprompt.engines.tensorrt_session import TensorRTBackend
 

@@ -15,8 +15,8 @@ import numpy as np
 from freeprompt import Editor
 from freeprompt.bundle import Bundle
 from freeprompt.engines.cuda_runtime import import_cudart
+from freeprompt.engines.engine_parity import seeded_inputs
 from freeprompt.engines.session import Backend, NumpyArray
-from freeprompt.engines.tensorrt_parity import seeded_inputs
 from freeprompt.engines.tensorrt_profile import Rows
 from freeprompt.errors import BackendError
 

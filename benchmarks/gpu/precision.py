@@ -17,8 +17,8 @@ import numpy as np
 
 from benchmarks.gpu import measure
 from freeprompt.bundle import Bundle
+from freeprompt.engines.engine_parity import seeded_inputs
 from freeprompt.engines.session import Session
-from freeprompt.engines.tensorrt_parity import seeded_inputs
 
 # Largest logits; the first is the model as it is, and the largest number of float16 is 65504.
 LADDER = (0.0, 1e3, 3e4, 5e4, 1.3e5)
@@ -70,7 +70,8 @@ def _backends(bundle: Bundle, checkpoint: Path, rung: Rung, dry: bool) -> Iterat
         yield "torch-eager", partial(_torch, bundle, checkpoint, rung, dry, False)
         yield "torch-fused", partial(_torch, bundle, checkpoint, rung, dry, True)
     if util.find_spec("onnxruntime") is not None:
-        from freeprompt.engines.onnxruntime_backend import OnnxRuntimeBackend, available
+        from freeprompt.engines.onnxruntime_backend import OnnxRuntimeBackend
+        from freeprompt.engines.onnxruntime_library import available
 
         name = "cpu" if dry else "cuda"
         if name in available():

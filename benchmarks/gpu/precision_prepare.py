@@ -21,7 +21,7 @@ from benchmarks.gpu import measure
 from benchmarks.gpu.precision import LADDER, ROWS, Rung, bundle_path, save_rungs
 from benchmarks.gpu.torch_peer import TorchBackend
 from freeprompt.bundle import Bundle
-from freeprompt.engines.tensorrt_parity import seeded_inputs
+from freeprompt.engines.engine_parity import seeded_inputs
 from freeprompt.export import attention
 from freeprompt.export.exporter import ExportSettings, export_checkpoint
 

@@ -25,7 +25,7 @@ def profiles(bundle: Bundle, checkpoint: Path, dry: bool) -> Iterator[tuple[str,
             name = "torch-compile" if compiled else "torch-eager"
             yield name, partial(_torch, bundle, checkpoint, compiled, dry)
     if util.find_spec("onnxruntime") is not None:
-        from freeprompt.engines.onnxruntime_backend import available
+        from freeprompt.engines.onnxruntime_library import available
 
         backend = "cpu" if dry else "cuda"
         if backend in available():

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from freeprompt.bundle import Bundle
+from freeprompt.engines.cuda_fusion import CudaGraph, fuse_for_cuda
 from freeprompt.engines.cuda_runtime import CudaRuntime
 from freeprompt.engines.tensorrt_bundle import BundleBuild, Outcome, build_bundle
 from freeprompt.engines.tensorrt_profile import Rows, Shapes
@@ -62,3 +65,10 @@ def bundle(tiny_bundle: Path, tmp_path: Path) -> Bundle:
 @pytest.fixture(params=["8.6.1", "10.16.1.11"])
 def machine(request: pytest.FixtureRequest) -> Machine:
     return Machine.create(request.param)
+
+
+@pytest.fixture(scope="session")
+def rewritten(tiny_bundle: Path) -> Callable[[str], CudaGraph]:
+    """Graphs of the small bundle rewritten for CUDA; each takes seconds."""
+    bundle = Bundle.open(tiny_bundle, verify=False)
+    return functools.cache(lambda graph: fuse_for_cuda(bundle.graph_path(graph, True), graph))

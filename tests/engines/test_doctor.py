@@ -51,9 +51,10 @@ def test_build_checks_its_arguments_first(tiny_bundle: Path, arguments: list[str
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["cuda"], "--backend cuda needs no build: it runs the graphs as they were exported"),
+        (["cuda-graph"], "--backend cuda-graph needs no build: it runs what was built for cuda"),
+        (["cuda", "--workspace", "2"], "--workspace means nothing to --backend cuda"),
         (["cpu"], "--backend cpu needs no build"),
-        (["auto"], "build takes tensorrt or ort-tensorrt"),
+        (["auto"], "build takes tensorrt, cuda or ort-tensorrt"),
         (["gpu"], "unknown backend 'gpu'"),
         (["ort-tensorrt", "--workspace", "2"], "--workspace means nothing to --backend ort-tensorrt"),
         (["ort-tensorrt", "--optimization-level", "5"], "--optimization-level means nothing"),
@@ -67,11 +68,12 @@ def test_build_says_what_there_is_to_build(tiny_bundle: Path, arguments: list[st
 
 
 @without_gpu
-def test_build_for_a_provider_that_is_not_here(tiny_bundle: Path) -> None:
-    done = run("build", str(tiny_bundle), "--backend", "ort-tensorrt")
+@pytest.mark.parametrize("name", ["ort-tensorrt", "cuda"])
+def test_build_for_a_provider_that_is_not_here(tiny_bundle: Path, name: str) -> None:
+    done = run("build", str(tiny_bundle), "--backend", name)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith("freeprompt: error: backend 'ort-tensorrt' is not there")
+    assert line.startswith(f"freeprompt: error: backend '{name}' is not there")
 
 
 def test_warming_runs_and_checks_every_shape(bundle: Bundle) -> None:

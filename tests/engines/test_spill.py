@@ -60,7 +60,10 @@ def device(
     cudart = FakeCudart(eager=eager)
     monkeypatch.setattr(cuda_onnxruntime, "check_available", lambda name: None)
 
-    def open_session(bundle: Bundle, graph: str, name: str, providers: Any) -> FakeOrtSession:
+    def open_session(
+        bundle: Bundle, graph: str, name: str, providers: Any, model: bytes | None = None
+    ) -> FakeOrtSession:
+        assert model is None, "nothing was prepared"
         return FakeOrtSession(str(bundle.graph_path(graph)), cudart)
 
     monkeypatch.setattr(cuda_onnxruntime, "open_session", open_session)

@@ -14,14 +14,15 @@ import numpy as np
 import pytest
 
 from freeprompt.bundle import Bundle
+from freeprompt.engines.engine_parity import reference_path
+from freeprompt.engines.seal import Seal
 from freeprompt.engines.tensorrt_build import BuilderSettings
 from freeprompt.engines.tensorrt_bundle import BundleBuild, build_bundle
 from freeprompt.engines.tensorrt_engine import text_to_inspection
 from freeprompt.engines.tensorrt_library import at_least, explain
-from freeprompt.engines.tensorrt_parity import reference_path
 from freeprompt.engines.tensorrt_profile import Profile, Rows, Shapes, choose_profile
 from freeprompt.engines.tensorrt_progress import BuildProgress
-from freeprompt.engines.tensorrt_record import Seal, graph_to_sha256, record_from_json
+from freeprompt.engines.tensorrt_record import record_from_json
 from freeprompt.engines.tensorrt_store import EngineStore
 from freeprompt.engines.tensorrt_store import Machine as Target
 from freeprompt.errors import BackendError, UsageError
@@ -240,12 +241,12 @@ def test_engines_that_were_changed_are_refused(bundle: Bundle) -> None:
 def test_a_changed_graph_makes_its_engines_stale(bundle: Bundle, tmp_path: Path) -> None:
     machine = Machine.create()
     machine.build(bundle, GRAPH)
-    before = graph_to_sha256(bundle, GRAPH)
+    before = bundle.graph_sha256(GRAPH)
     weights = next(f for f in bundle.manifest.files if f.path == "text_encoder.weights")
     files = tuple(replace(f, sha256="0" * 64) if f is weights else f for f in bundle.manifest.files)
     changed = replace(bundle, manifest=replace(bundle.manifest, files=files))
-    assert graph_to_sha256(changed, GRAPH) != before, "weights in a file of their own count"
-    assert graph_to_sha256(changed, "step") == graph_to_sha256(bundle, "step")
+    assert changed.graph_sha256(GRAPH) != before, "weights in a file of their own count"
+    assert changed.graph_sha256("step") == bundle.graph_sha256("step")
     assert "another version of the graph" in refusals(machine, changed)[0]
 
 

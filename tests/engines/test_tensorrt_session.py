@@ -10,8 +10,8 @@ import pytest
 
 from freeprompt import Editor
 from freeprompt.bundle import Bundle
+from freeprompt.engines.engine_parity import seeded_inputs
 from freeprompt.engines.onnxruntime_backend import OnnxRuntimeBackend
-from freeprompt.engines.tensorrt_parity import seeded_inputs
 from freeprompt.engines.tensorrt_session import TensorRTBackend, TensorRTSession
 from freeprompt.errors import BackendError
 from tests.engines.conftest import Machine

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,6 @@ import numpy as np
 from freeprompt.bundle import Bundle
 from freeprompt.engines.session import NumpyArray, Session
 from freeprompt.engines.tensorrt_profile import Profile
-from freeprompt.engines.tensorrt_record import EngineParity, graph_to_sha256
 from freeprompt.errors import BackendError
 from freeprompt.files import atomic_path
 from freeprompt.manifest import Manifest, TensorSpec
@@ -29,6 +29,15 @@ from freeprompt.manifest import Manifest, TensorSpec
 THRESHOLDS = {"float32": 1e-3, "float16": 2e-2}
 REFERENCES = "references"
 SEED = 20240304
+
+
+@dataclass(frozen=True)
+class EngineParity:
+    """One comparison of the engine with ONNX Runtime on the CPU, on seeded inputs."""
+
+    shapes: str
+    relative_l2: float
+    max_abs: float
 
 
 def seeded_inputs(manifest: Manifest, graph: str, sizes: Mapping[str, int]) -> dict[str, NumpyArray]:
@@ -74,7 +83,7 @@ def reference_outputs(
 def reference_path(bundle: Bundle, graph: str, sizes: Mapping[str, int]) -> Path:
     """Where the reference of a graph at given sizes is kept; other inputs or another graph give another name."""
     dims = ",".join(f"{name}={size}" for name, size in sorted(sizes.items()))
-    content = f"{graph_to_sha256(bundle, graph)} {SEED} {dims}"
+    content = f"{bundle.graph_sha256(graph)} {SEED} {dims}"
     digest = hashlib.sha256(content.encode()).hexdigest()[:16]
     return bundle.engines / REFERENCES / f"{graph}-{digest}.npz"
 

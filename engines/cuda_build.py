@@ -1,0 +1,169 @@
+"""Preparing the graphs of a bundle for ONNX Runtime's CUDA provider, each checked and timed before it may be used."""
+
+from __future__ import annotations
+
+import hashlib
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Optional, Protocol
+
+from freeprompt.bundle import Bundle
+from freeprompt.engines.cuda_fusion import CudaGraph, fuse_for_cuda
+from freeprompt.engines.cuda_record import CudaRecord, CudaTiming
+from freeprompt.engines.cuda_store import CudaStore
+from freeprompt.engines.engine_parity import (
+    THRESHOLDS,
+    EngineParity,
+    profile_to_sizes,
+    seeded_inputs,
+    session_to_parity,
+)
+from freeprompt.engines.session import Array, Backend, Feed, Session
+from freeprompt.engines.tensorrt_profile import Profile, Shapes
+from freeprompt.engines.tensorrt_progress import Progress
+from freeprompt.errors import BackendError
+
+# Enough for a median that the choice of kernels in the first runs does not touch.
+WARM_RUNS, TIMED_RUNS = 3, 11
+
+Fuse = Callable[[Any, str], CudaGraph]
+
+
+class PreparingBackend(Backend, Protocol):
+    """A backend that also opens a graph from other ONNX than the bundle's file."""
+
+    def open_model(self, bundle: Bundle, graph: str, model: Optional[bytes]) -> Session:
+        """Open ``model``, whose weights are the bundle's; None: the graph as it was exported."""
+        ...
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What became of one graph. ``refused`` says why it runs as exported; None: as prepared.
+
+    ``how``: "prepared" now, or "kept" from before.
+    """
+
+    record: CudaRecord
+    refused: Optional[str]
+    how: str
+
+
+def prepare_bundle(
+    bundle: Bundle,
+    shapes: Shapes,
+    backend: PreparingBackend,
+    store: CudaStore,
+    graphs: tuple[str, ...] = (),
+    progress: Progress = lambda line: None,
+    fuse: Fuse = fuse_for_cuda,
+) -> Iterator[Preparation]:
+    """Prepare every graph, compare it and the exported one with ONNX Runtime on the CPU, and time both.
+
+    A prepared graph that cannot be run, differs or is slower stays on disk with what was found, and is not used.
+
+    Args:
+        graphs: names; empty: every graph of the bundle.
+        fuse: for tests.
+
+    Raises:
+        BackendError: a graph cannot be prepared or run, or the exported one differs on this device.
+        UsageError: a shape that the model cannot take.
+        OutputError: the engines' folder cannot be written.
+    """
+    planned = {graph: shapes.profiles(bundle.manifest, graph) for graph in graphs or tuple(bundle.manifest.graphs)}
+    for graph, profiles in planned.items():
+        with store.lock(graph):
+            yield _prepare(bundle, graph, profiles, backend, store, progress, fuse)
+
+
+def _prepare(
+    bundle: Bundle,
+    graph: str,
+    profiles: tuple[Profile, ...],
+    backend: PreparingBackend,
+    store: CudaStore,
+    progress: Progress,
+    fuse: Fuse,
+) -> Preparation:
+    kept = store.find(graph)
+    labels = {str(profile) for profile in profiles}
+    if kept is not None and kept.record is not None and _is_answered(kept.refused, kept.record, labels):
+        return Preparation(kept.record, kept.refused, "kept")
+    record = replace(store.record(graph), parity_threshold=THRESHOLDS[bundle.manifest.precision])
+    start = time.perf_counter()
+    progress(f"rewriting {graph} for CUDA")
+    prepared = fuse(bundle.graph_path(graph, fused=True), graph)
+    exported = _measure(bundle, graph, profiles, backend, None, progress)
+    worst = max(exported, key=lambda m: m.parity.relative_l2).parity
+    if not worst.relative_l2 <= record.parity_threshold:
+        raise BackendError(
+            f"graph {graph} is wrong on backend {backend.name} as it was exported: it differs from ONNX Runtime on the "
+            f"CPU by {worst.relative_l2:.1e} (relative L2, {worst.shapes}); {record.parity_threshold:.0e} is allowed "
+            f"in {bundle.manifest.precision}. Use --backend cpu or tensorrt, and another onnxruntime-gpu"
+        )
+    failure, measured = "", exported
+    try:
+        measured = _measure(bundle, graph, profiles, backend, prepared.model, progress)
+    except BackendError as error:  # a kernel that this library or GPU has not
+        failure = str(error)
+    record = replace(
+        record,
+        operators=prepared.operators,
+        model_sha256=hashlib.sha256(prepared.model).hexdigest(),
+        seconds=round(time.perf_counter() - start, 3),
+        parity=tuple(replace(m.parity, shapes=m.profile) for m in measured),
+        timings=tuple(CudaTiming(m.profile, e.milliseconds, m.milliseconds) for e, m in zip(exported, measured)),
+        failure=failure,
+    )
+    saved = store.save(record, prepared.model)
+    return Preparation(record, saved.refused, "prepared")
+
+
+def _is_answered(refused: Optional[str], record: CudaRecord, labels: set[str]) -> bool:
+    """Whether what was measured before, here, of these very shapes, says already if the graph may be used."""
+    return refused == record.problem and labels <= {timing.shapes for timing in record.timings}
+
+
+@dataclass(frozen=True)
+class _Measured:
+    profile: str
+    parity: EngineParity
+    milliseconds: float
+
+
+def _measure(
+    bundle: Bundle,
+    graph: str,
+    profiles: tuple[Profile, ...],
+    backend: PreparingBackend,
+    model: Optional[bytes],
+    progress: Progress,
+) -> list[_Measured]:
+    """Parity and time at each profile. The session ends here: two at once would need the memory twice."""
+    session = backend.open_model(bundle, graph, model)
+    form = "as exported" if model is None else "as prepared"
+    found = []
+    for profile in profiles:
+        progress(f"checking {graph} {form} at {profile}")
+        sizes = profile_to_sizes(profile)
+        parity = session_to_parity(bundle, graph, session, sizes)
+        feeds: dict[str, Feed] = {}
+        for name, values in seeded_inputs(bundle.manifest, graph, sizes).items():
+            feeds[name] = backend.upload(values) if values.dtype.kind == "f" and values.ndim > 2 else values
+        found.append(_Measured(str(profile), parity, _milliseconds(session, feeds)))
+    return found
+
+
+def _milliseconds(session: Session, feeds: dict[str, Feed]) -> float:
+    """Median of a run to its end."""
+    times = []
+    for run in range(WARM_RUNS + TIMED_RUNS):
+        start = time.perf_counter()
+        outputs: dict[str, Array] = session.run(feeds)
+        min(outputs.values(), key=lambda output: output.nbytes).numpy()
+        if run >= WARM_RUNS:
+            times.append(1e3 * (time.perf_counter() - start))
+    return round(statistics.median(times), 4)

@@ -1,0 +1,143 @@
+"""The graphs of a bundle that were prepared for CUDA: which there are, which may be used here, why the others not."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional
+
+from freeprompt.bundle import Bundle
+from freeprompt.engines.cuda_record import CudaRecord, cuda_record_from_json, cuda_record_to_json
+from freeprompt.engines.cuda_runtime import CudaRuntime
+from freeprompt.engines.locking import folder_lock
+from freeprompt.engines.seal import Seal
+from freeprompt.errors import BackendError, BundleError, OutputError
+from freeprompt.files import atomic_path
+
+FOLDER = "cuda"
+# A prepared graph is about a megabyte, its sidecar some kilobytes: neither holds weights.
+MAX_MODEL_BYTES, MAX_SIDECAR_BYTES = 1 << 28, 1 << 20
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A prepared graph. ``refused`` says why it may not be used; None: it may, and ``model`` is its ONNX file."""
+
+    path: Path
+    record: Optional[CudaRecord]
+    refused: Optional[str]
+    model: bytes = b""
+
+
+class CudaStore:
+    """The prepared graphs of one bundle.
+
+    Args:
+        bundle: opened.
+        onnxruntime: version of the library that will run them.
+        device: the GPU's name; None asks CUDA, and "" (it cannot be asked) fits every record.
+        seal: for tests; None: the user's.
+    """
+
+    def __init__(
+        self, bundle: Bundle, onnxruntime: str, device: Optional[str] = None, seal: Optional[Seal] = None
+    ) -> None:
+        self._bundle = bundle
+        self._onnxruntime = onnxruntime
+        self._device = device
+        self._seal = seal or Seal()
+        self.folder = bundle.engines / FOLDER
+
+    @property
+    def device(self) -> str:
+        """Name of the GPU, "" where there is no cuda-python to ask."""
+        if self._device is None:
+            self._device = _device_name()
+        return self._device
+
+    def record(self, graph: str) -> CudaRecord:
+        """What a graph prepared here and now depends on."""
+        return CudaRecord(graph, self._bundle.graph_sha256(graph, fused=True), self._onnxruntime, self.device)
+
+    def find(self, graph: str) -> Optional[Prepared]:
+        """The graph as prepared for this version of the library, to be used or not; None: it was not prepared."""
+        if not self.folder.is_dir():
+            return None
+        path = self.folder / self.record(graph).name
+        return self._examine(path) if path.is_file() else None
+
+    def model(self, graph: str) -> Optional[bytes]:
+        """The ONNX file of a prepared graph that may be used here; its weights are named relative to the bundle."""
+        found = self.find(graph)
+        return found.model if found is not None and found.refused is None else None
+
+    def scan(self) -> list[Prepared]:
+        """Every prepared graph in the folder, in order of name."""
+        if not self.folder.is_dir():
+            return []
+        return [self._examine(path) for path in sorted(self.folder.glob("*.onnx"))]
+
+    def save(self, record: CudaRecord, model: bytes) -> Prepared:
+        """Write a prepared graph and its sealed sidecar; the sidecar last, since a graph without one is refused.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        path = self.folder / record.name
+        self._make_folder()
+        path.with_suffix(".json").unlink(missing_ok=True)
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(model)
+        with atomic_path(path.with_suffix(".json")) as temporary:
+            temporary.write_bytes(cuda_record_to_json(self._seal.apply(record)))
+        return self._examine(path)
+
+    def lock(self, graph: str) -> contextlib.AbstractContextManager[None]:
+        """Hold the preparation of a graph, see ``folder_lock``."""
+        self._make_folder()
+        return folder_lock(self.folder, graph)
+
+    def _make_folder(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot write prepared graphs to {self.folder}: {error}") from error
+
+    def _examine(self, path: Path) -> Prepared:
+        sidecar = path.with_suffix(".json")
+        try:
+            if not sidecar.is_file():
+                return Prepared(path, None, "it has no sidecar: not built by freeprompt, or the build was cut off")
+            if sidecar.stat().st_size > MAX_SIDECAR_BYTES or path.stat().st_size > MAX_MODEL_BYTES:
+                return Prepared(path, None, "it or its sidecar is too large to be one")
+            record, model = cuda_record_from_json(sidecar.read_bytes()), path.read_bytes()
+            return Prepared(path, record, self._refusal(path, record, model), model)
+        except (BackendError, OSError) as error:
+            return Prepared(path, None, str(error))
+
+    def _refusal(self, path: Path, record: CudaRecord, model: bytes) -> Optional[str]:
+        if record.name != path.name:
+            return "its sidecar belongs to another graph"
+        try:
+            if record.graph_sha256 != self._bundle.graph_sha256(record.graph, fused=True):
+                return "it was prepared from another version of the graph or its weights"
+        except BundleError as error:
+            return str(error)
+        if record.onnxruntime != self._onnxruntime:
+            return f"prepared with onnxruntime {record.onnxruntime}, this is {self._onnxruntime}"
+        if record.device and self.device and record.device != self.device:
+            return f"checked on {record.device}, this is {self.device}"
+        if hashlib.sha256(model).hexdigest() != record.model_sha256:
+            return "it is damaged or was replaced: its SHA-256 is not its sidecar's"
+        if not self._seal.holds(record):
+            return "it was not prepared by this user on this machine, so that nobody here has checked it"
+        return record.problem
+
+
+def _device_name() -> str:
+    try:
+        return CudaRuntime().info().name
+    except BackendError:
+        return ""

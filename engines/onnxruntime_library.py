@@ -1,0 +1,169 @@
+"""The onnxruntime library: which providers it has, and a session on one of them or an error that says what to do."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from typing import Any, Optional, Union
+
+import numpy as np
+import onnxruntime as ort
+
+from freeprompt.bundle import Bundle
+from freeprompt.errors import BackendError
+
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "ort-tensorrt": "TensorrtExecutionProvider",
+}
+# Warnings of the library are about its own choices (a node placed on the CPU, a transformer skipped); errors raise.
+_LOG_ERROR = 3
+# Where the weights are that a model in memory names.
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+
+Provider = tuple[str, dict[str, str]]
+
+
+def available() -> tuple[str, ...]:
+    """Names of the ONNX Runtime backends that the installed build has."""
+    providers = ort.get_available_providers()
+    return tuple(name for name, provider in PROVIDERS.items() if provider in providers)
+
+
+def cuda_problem() -> Optional[str]:
+    """Why the CUDA provider cannot be used here, or None. Having been built with it says nothing of the machine."""
+    if "cuda" not in available():
+        return (
+            f"the installed onnxruntime {ort.__version__} has no {PROVIDERS['cuda']}; "
+            "install onnxruntime-gpu instead of onnxruntime"
+        )
+    load_libraries()
+    try:
+        ort.OrtValue.ortvalue_from_numpy(np.zeros(1, np.float32), "cuda", 0)
+    except Exception as error:  # the library raises plain RuntimeError and classes of its own
+        return f"onnxruntime-gpu {ort.__version__} cannot use CUDA: {_first_line(error)}"
+    return None
+
+
+def check_available(name: str) -> None:
+    """Raises BackendError if the installed onnxruntime lacks the provider of that name."""
+    if name not in available():
+        raise BackendError(
+            f"backend {name!r} is not there: the installed onnxruntime {ort.__version__} has no "
+            f"{PROVIDERS.get(name, name)}; "
+            f"it has {', '.join(ort.get_available_providers())}. "
+            "For CUDA install onnxruntime-gpu instead of onnxruntime"
+        )
+
+
+def open_session(
+    bundle: Bundle,
+    graph: str,
+    name: str,
+    providers: list[Provider],
+    threads: Optional[int] = None,
+    fused: bool = True,
+    model: Optional[bytes] = None,
+) -> Any:
+    """An ``InferenceSession`` that really uses the provider of that name.
+
+    Args:
+        fused: the form of the graph for ONNX Runtime instead of the standard one.
+        model: an ONNX file to run instead of either, whose weights are the bundle's.
+
+    Raises:
+        BundleError: there is no such graph.
+        BackendError: the graph cannot be loaded, or the library fell back to another provider.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = _LOG_ERROR
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if name == "cpu":
+        # A plan of memory for each set of shapes costs half as much again as it saves, and no time (ARCHITECTURE.md).
+        options.enable_mem_pattern = False
+        if _share_arena():
+            options.add_session_config_entry("session.use_env_allocators", "1")
+    source: Union[str, bytes] = str(bundle.graph_path(graph, fused))
+    if model is not None:
+        source = model
+        options.add_session_config_entry(_WEIGHTS_FOLDER, str(bundle.path.resolve()))
+    try:
+        session = ort.InferenceSession(source, options, providers=providers)
+    except Exception as error:
+        raise BackendError(f"ONNX Runtime {ort.__version__} cannot load graph {graph}: {error}") from error
+    if PROVIDERS[name] not in session.get_providers():
+        # The library falls back to the CPU with no more than a log line when CUDA cannot be initialised.
+        raise BackendError(
+            f"ONNX Runtime could not use {PROVIDERS[name]} on this machine; "
+            "check the driver and that its CUDA and cuDNN match this onnxruntime-gpu ('freeprompt doctor')"
+        )
+    return session
+
+
+def prepared_model(bundle: Bundle, graph: str) -> Optional[bytes]:
+    """The graph as ``freeprompt build --backend cuda`` prepared it, if it did and it may be used here."""
+    from freeprompt.engines.cuda_store import CudaStore
+
+    return CudaStore(bundle, ort.__version__).model(graph)
+
+
+@functools.cache
+def _share_arena() -> bool:
+    """Let all sessions of the process take their memory from one arena: they run one after the other.
+
+    Else each keeps what its largest evaluation took. The library has one such arena, made once.
+    """
+    kind = getattr(ort, "OrtAllocatorType", None)
+    if kind is None or not hasattr(ort, "create_and_register_allocator"):
+        return False
+    info = ort.OrtMemoryInfo("Cpu", kind.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(info, None)
+    return True
+
+
+def cuda_options() -> dict[str, str]:
+    """Options of the CUDA provider."""
+    # Products of float32 stay float32: by default they are rounded to 11 bits on the tensor cores.
+    return {"use_tf32": "0"}
+
+
+def tensorrt_options(bundle: Bundle) -> dict[str, str]:
+    """Options of the TensorRT provider: its engines are kept in the bundle, where only this user can have put them."""
+    from freeprompt.engines.seal import Seal
+
+    folder = bundle.engines / f"ort-tensorrt-{Seal().token('ort-tensorrt')}"
+    folder.mkdir(parents=True, exist_ok=True)
+    half = "True" if bundle.manifest.precision == "float16" else "False"
+    return {
+        "trt_engine_cache_enable": "True",
+        "trt_engine_cache_path": str(folder),
+        "trt_timing_cache_enable": "True",
+        "trt_timing_cache_path": str(folder),
+        "trt_fp16_enable": half,
+    }
+
+
+def failure(graph: str, error: Exception) -> BackendError:
+    """The error for a run that failed."""
+    if isinstance(error, BackendError):
+        return error
+    text = str(error)
+    if "out of memory" in text.lower() or "Failed to allocate memory" in text:
+        return BackendError(
+            f"graph {graph}: the GPU has not enough memory ({_first_line(error)}); use fewer prompts at once, a "
+            "smaller size, or close other programs on the GPU"
+        )
+    return BackendError(f"graph {graph} failed in ONNX Runtime: {error}")
+
+
+def load_libraries() -> None:
+    """Find CUDA and cuDNN where pip put them; what is not found is reported when a session is opened."""
+    if hasattr(ort, "preload_dlls"):
+        with contextlib.suppress(Exception):
+            ort.preload_dlls()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
