@@ -4,10 +4,10 @@
     python -m benchmarks.gpu_check all --dry-run --work FOLDER --out FOLDER
                                                                        what a CPU can do, tiny
 
-Parts, in order: export, references, machine, torch-eager, torch-compile, literal, ort-cpu (dry run only), ort-cuda,
-ort-cuda-graph, ort-tensorrt, build-references, tensorrt-build, tensorrt-build-more, tensorrt, tensorrt-no-graph,
-profile, precision-prepare, precision, report. The procedure on a machine without network, with TensorRT 8.6 in a Python
-of its own, is in benchmarks/gpu/README.md; benchmarks/gpu/lent.py runs it.
+Parts, in order: export, references, machine, torch-eager, torch-compile, literal, ort-cpu (dry run only), cuda-build,
+ort-cuda, ort-cuda-exported, ort-cuda-graph, ort-tensorrt, build-references, tensorrt-build, tensorrt-build-more,
+tensorrt, tensorrt-no-graph, profile, precision-prepare, precision, report. The procedure on a machine without network,
+with TensorRT 8.6 in a Python of its own, is in benchmarks/gpu/README.md; benchmarks/gpu/lent.py runs it.
 
 This file and what the TensorRT parts import run under Python 3.9 without PyTorch.
 """
@@ -29,7 +29,9 @@ PARTS: dict[str, Callable[[Check], None]] = {
     "torch-compile": Check.torch_compile,
     "literal": Check.literal,
     "ort-cpu": Check.ort_cpu,
+    "cuda-build": Check.cuda_build,
     "ort-cuda": Check.ort_cuda,
+    "ort-cuda-exported": Check.ort_cuda_exported,
     "ort-cuda-graph": Check.ort_cuda_graph,
     "ort-tensorrt": Check.ort_tensorrt,
     "build-references": Check.build_references,

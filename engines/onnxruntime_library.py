@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
+import io
+import re
+import sys
+from collections.abc import Iterator
 from typing import Any, Optional, Union
 
 import numpy as np
@@ -18,7 +23,10 @@ PROVIDERS = {
     "ort-tensorrt": "TensorrtExecutionProvider",
 }
 # Warnings of the library are about its own choices (a node placed on the CPU, a transformer skipped); errors raise.
-_LOG_ERROR = 3
+_LOG_WARNING, _LOG_ERROR, _LOG_FATAL = 2, 3, 4
+# The driver's library, which no package brings.
+_DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+INSTALL_CUDA = "install them with pip install 'onnxruntime-gpu[cuda,cudnn]'"
 # Where the weights are that a model in memory names.
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 
@@ -38,11 +46,19 @@ def cuda_problem() -> Optional[str]:
             f"the installed onnxruntime {ort.__version__} has no {PROVIDERS['cuda']}; "
             "install onnxruntime-gpu instead of onnxruntime"
         )
-    load_libraries()
+    missing = load_libraries()
     try:
-        ort.OrtValue.ortvalue_from_numpy(np.zeros(1, np.float32), "cuda", 0)
+        with _quiet():
+            ort.OrtValue.ortvalue_from_numpy(np.zeros(1, np.float32), "cuda", 0)
     except Exception as error:  # the library raises plain RuntimeError and classes of its own
-        return f"onnxruntime-gpu {ort.__version__} cannot use CUDA: {_first_line(error)}"
+        if missing:
+            return (
+                f"onnxruntime-gpu {ort.__version__} cannot find {', '.join(missing)}; "
+                f"{INSTALL_CUDA}, or name their folder in LD_LIBRARY_PATH"
+            )
+        if not _has_driver():
+            return f"there is no NVIDIA driver: {_DRIVER} cannot be loaded"
+        return f"onnxruntime-gpu {ort.__version__} cannot use CUDA: {_reason(error)}; check the driver (nvidia-smi)"
     return None
 
 
@@ -90,15 +106,16 @@ def open_session(
         source = model
         options.add_session_config_entry(_WEIGHTS_FOLDER, str(bundle.path.resolve()))
     try:
-        session = ort.InferenceSession(source, options, providers=providers)
+        # Without the library's fallback, by which a provider that fails, now or in a run, is exchanged for the CPU.
+        with contextlib.nullcontext() if name == "cpu" else _quiet():
+            session = ort.InferenceSession(source, options, providers=providers, enable_fallback=0)
     except Exception as error:
-        raise BackendError(f"ONNX Runtime {ort.__version__} cannot load graph {graph}: {error}") from error
+        detail = str(error) if name == "cpu" else _reason(error)
+        raise BackendError(f"ONNX Runtime {ort.__version__} cannot load graph {graph}: {detail}") from error
     if PROVIDERS[name] not in session.get_providers():
         # The library falls back to the CPU with no more than a log line when CUDA cannot be initialised.
-        raise BackendError(
-            f"ONNX Runtime could not use {PROVIDERS[name]} on this machine; "
-            "check the driver and that its CUDA and cuDNN match this onnxruntime-gpu ('freeprompt doctor')"
-        )
+        problem = cuda_problem() or "check that its libraries match this onnxruntime-gpu"
+        raise BackendError(f"ONNX Runtime could not use {PROVIDERS[name]} on this machine: {problem}")
     return session
 
 
@@ -158,11 +175,43 @@ def failure(graph: str, error: Exception) -> BackendError:
     return BackendError(f"graph {graph} failed in ONNX Runtime: {error}")
 
 
-def load_libraries() -> None:
-    """Find CUDA and cuDNN where pip put them; what is not found is reported when a session is opened."""
+def load_libraries() -> tuple[str, ...]:
+    """Find CUDA and cuDNN where pip put them.
+
+    Returns:
+        the names of those that were not found.
+    """
+    said = io.StringIO()
     if hasattr(ort, "preload_dlls"):
-        with contextlib.suppress(Exception):
+        # It prints what it does not find, and raises nothing.
+        with contextlib.suppress(Exception), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             ort.preload_dlls()
+    return tuple(re.findall(r"Failed to load ([^:\s]+):", said.getvalue()))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No lines of the library's own on the terminal while it tries what may fail: the failure is an error of ours."""
+    ort.set_default_logger_severity(_LOG_FATAL)
+    try:
+        yield
+    finally:
+        ort.set_default_logger_severity(_LOG_WARNING)
+
+
+def _has_driver() -> bool:
+    try:
+        ctypes.CDLL(_DRIVER)
+    except OSError:
+        return False
+    return True
+
+
+def _reason(error: Exception) -> str:
+    """What CUDA says, out of an error that begins with places in the library's source."""
+    line = _first_line(error)
+    found = re.search(r"CUDA failure \d+: ([^;]+)", line)
+    return found.group(1).strip() if found else re.sub(r"^/onnxruntime_src/.*\) ", "", line)
 
 
 def _first_line(error: Exception) -> str:

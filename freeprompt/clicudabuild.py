@@ -19,7 +19,13 @@ def prepare(bundle: Bundle, shapes: Shapes, graphs: tuple[str, ...], stages: Sta
     from freeprompt.engines.cuda_build import prepare_bundle
     from freeprompt.engines.cuda_store import CudaStore
     from freeprompt.engines.onnxruntime_backend import OnnxRuntimeBackend
+    from freeprompt.engines.onnxruntime_library import check_available, cuda_problem
+    from freeprompt.errors import BackendError
 
+    check_available("cuda")
+    problem = cuda_problem()
+    if problem is not None:  # before a minute of rewriting
+        raise BackendError(problem)
     backend = OnnxRuntimeBackend("cuda")
     store = CudaStore(bundle, onnxruntime.__version__)
     with stages.stage("build"):

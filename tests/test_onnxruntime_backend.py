@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import onnxruntime as ort
 import pytest
 
 from freeprompt.bundle import Bundle
+from freeprompt.engines import onnxruntime_library
 from freeprompt.engines.onnxruntime_backend import OnnxRuntimeBackend
 from freeprompt.engines.select import create_backend
 from freeprompt.errors import BackendError, BundleError, UsageError
@@ -89,6 +91,73 @@ def test_backend_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(BackendError, match="onnxruntime-gpu"):
         create_backend("cuda")
+
+
+def fails(message: str) -> Any:
+    def fail(*args: Any) -> Any:
+        raise RuntimeError(message)
+
+    return fail
+
+
+# As onnxruntime-gpu 1.31.1 wrote it on a machine with a driver's library and no device.
+NO_DEVICE = (
+    "/onnxruntime_src/onnxruntime/core/providers/cuda/cuda_call.cc:154 [...] CUDA failure 100: no CUDA-capable device "
+    "is detected ; GPU=-1 ; hostname=x ; file=/onnxruntime_src/cuda_execution_provider.cc ; line=290 ; expr=cudaSet"
+)
+MISSING = "Failed to load libcublas.so.13: cannot open shared object file\nFailed to load libcurand.so.10: no such file"
+
+
+@pytest.mark.parametrize(
+    ("said", "driver", "problem"),
+    [
+        (
+            MISSING,
+            True,
+            "cannot find libcublas.so.13, libcurand.so.10; install them with pip",
+        ),
+        ("", False, "there is no NVIDIA driver: libcuda.so.1 cannot be loaded"),
+        ("", True, "cannot use CUDA: no CUDA-capable device is detected; check the driver"),
+    ],
+)
+def test_why_cuda_cannot_be_used(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], said: str, driver: bool, problem: str
+) -> None:
+    """What the library prints is not left on the terminal."""
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(ort, "preload_dlls", lambda: sys.stdout.write(said), raising=False)
+    monkeypatch.setattr(ort.OrtValue, "ortvalue_from_numpy", fails(NO_DEVICE))
+    monkeypatch.setattr(onnxruntime_library, "_has_driver", lambda: driver)
+    assert problem in str(onnxruntime_library.cuda_problem())
+    assert capfd.readouterr() == ("", "")
+
+
+def test_reasons_without_places_in_the_librarys_source() -> None:
+    """As onnxruntime-gpu 1.31.1 writes them."""
+    place = "/onnxruntime_src/onnxruntime/python/state.cc:729 void onnxruntime::Register(Options&, const Providers&) "
+    assert onnxruntime_library._reason(RuntimeError(f"{place}Please install TensorRT.")) == "Please install TensorRT."
+    assert onnxruntime_library._reason(RuntimeError("something (else) is wrong")) == "something (else) is wrong"
+
+
+def test_cuda_that_can_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(ort.OrtValue, "ortvalue_from_numpy", lambda *args: None)
+    assert onnxruntime_library.cuda_problem() is None
+
+
+def test_no_provider_is_exchanged_for_another(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library would run a session whose provider has failed on the CPU from then on, and say so with print."""
+    opened: list[Any] = []
+
+    class Session(ort.InferenceSession):  # type: ignore[misc]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            opened.append(self)
+
+    monkeypatch.setattr(ort, "InferenceSession", Session)
+    OnnxRuntimeBackend("cpu").open(bundle, "text_encoder")
+    (session,) = opened
+    assert session._enable_fallback is False
 
 
 @pytest.mark.parametrize("threads", [0, -1])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Callable, Optional
 
 from benchmarks.gpu import measure
-from benchmarks.gpu.report import goals, merge, precision_table, profile_table, table
+from benchmarks.gpu.report import goals, merge, precision_table, prepared_table, profile_table, table
 from benchmarks.gpu.results import Results, machine_facts
 from freeprompt.bundle import Bundle
 from freeprompt.engines.session import Backend
@@ -122,8 +122,27 @@ class Check:
     def ort_cpu(self) -> None:
         self._measure("ort-cpu", lambda: _onnxruntime("cpu"))
 
+    def cuda_build(self) -> None:
+        """The graphs rewritten for the CUDA provider; what follows runs them where they are right and not slower."""
+        from benchmarks.gpu.engines import prepare_graphs
+
+        # They lie in the bundle, and are lost with it.
+        there = any(self.bundle.engines.glob("cuda/*.json"))
+        results = Results(self.out / "part-cuda-build.json", self.again or not there)
+        prepare_graphs(self.bundle, _onnxruntime("cuda"), results.once)
+
     def ort_cuda(self) -> None:
         self._measure("ort-cuda", lambda: _onnxruntime("cuda"))
+
+    def ort_cuda_exported(self) -> None:
+        """Without what ``cuda_build`` has prepared."""
+
+        def create() -> Backend:
+            from freeprompt.engines.onnxruntime_backend import OnnxRuntimeBackend
+
+            return OnnxRuntimeBackend("cuda", prepared=False)
+
+        self._measure("ort-cuda-exported", create)
 
     def ort_cuda_graph(self) -> None:
         def create() -> Backend:
@@ -199,7 +218,8 @@ class Check:
         parts = merge(self.out)
         macs = self.bundle.manifest.graph("step").macs
         (self.out / "gpu_check.json").write_text(json.dumps({"macs_per_row": macs, "parts": parts}, indent=1) + "\n")
-        for section in (table(parts, macs), goals(parts), profile_table(parts), precision_table(parts)):
+        tables = (prepared_table, profile_table, precision_table)
+        for section in (table(parts, macs), goals(parts), *(each(parts) for each in tables)):
             print("\n".join(section))
 
     def _measure(

@@ -1,4 +1,4 @@
-"""TensorRT engines for the measurement. Runs under Python 3.9 without PyTorch."""
+"""TensorRT engines and graphs prepared for CUDA, for the measurement. Runs under Python 3.9 without PyTorch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import msgspec
 from freeprompt.bundle import Bundle
 from freeprompt.engines.engine_parity import profile_to_sizes, reference_outputs
 from freeprompt.engines.tensorrt_bundle import LATENCY, MEMORY, BundleBuild, build_bundle
-from freeprompt.engines.tensorrt_profile import Rows, Shapes
+from freeprompt.engines.tensorrt_profile import DEFAULT_ROWS, Rows, Shapes
 from freeprompt.engines.tensorrt_session import TensorRTBackend
 
 Once = Callable[[str, Callable[[], Any]], Any]
@@ -59,6 +59,27 @@ def build_references(bundle: Bundle, rows: tuple[int, ...], once: Once) -> None:
     for more in (False, True):
         for wanted in wanted_engines(bundle, rows, more):
             once(wanted.label, partial(_refer, bundle, wanted))
+
+
+def prepare_graphs(bundle: Bundle, backend: Any, once: Once) -> None:
+    """Graphs of an edit of latents, rewritten for ONNX Runtime's CUDA provider; one item a graph."""
+    for graph in ("step", "record", "step_recorded", "text_encoder", "vae_encoder", "vae_decoder"):
+        if graph in bundle.manifest.graphs:
+            once(graph, partial(_prepare, bundle, graph, backend))
+
+
+def _prepare(bundle: Bundle, graph: str, backend: Any) -> dict[str, Any]:
+    import onnxruntime
+
+    from freeprompt.engines.cuda_build import prepare_bundle
+    from freeprompt.engines.cuda_store import CudaStore
+
+    latents = bundle.manifest.latents
+    rows = tuple(Rows.parse(text) for text in DEFAULT_ROWS.split(","))
+    shapes = Shapes(((latents.width, latents.height),), rows)
+    store = CudaStore(bundle, onnxruntime.__version__)
+    (done,) = prepare_bundle(bundle, shapes, backend, store, (graph,), lambda line: print(line, flush=True))
+    return {"how": done.how, "refused": done.refused, **msgspec.to_builtins(done.record)}
 
 
 def _build(bundle: Bundle, wanted: Wanted) -> dict[str, Any]:

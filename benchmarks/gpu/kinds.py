@@ -14,9 +14,9 @@ KINDS = (
     ("convolution", r"conv(?!ert)|fprop|winograd|wgrad|dgrad|im2col|scudnn"),
     ("normalisation", r"norm|welford|rowwise_?moments"),
     ("copy", r"reformat|copy|memcpy|memset|transpose|permut|nchw|nhwc|concat|(^|[^a-z])cat([^a-z]|$)|slice|gather"
-     r"|index_?select|reshape|shuffle|expand|convert|(^|[^a-z])cast|split|unsqueeze|resize|upsample|shape"),
+     r"|index_?select|reshape|shuffle|expand|convert|(^|[^a-z])cast|split(?!_?gelu)|unsqueeze|resize|upsample|shape"),
     ("matrix product", r"gemm|matmul|(^|[^a-z])(mm|bmm|addmm|linear|fc)([^a-z]|$)|cutlass|nvjet|xmma|cublas|_dot"),
-    ("pointwise", r"pwn|pointwise|elementwise|eltwise|triton_poi|kgen|silu|sigmoid|gelu|swish"
+    ("pointwise", r"pwn|pointwise|elementwise|eltwise|triton_poi|kgen|silu|sigmoid|gelu|swish|bias_?add"
      r"|(^|[^a-z])(add|mul|sub|div|erf|pow|sqrt|exp|sin|cos|relu|tanh|neg|where|clamp)([^a-z]|_|$)"),
 )  # fmt: skip
 OTHER = "other"

@@ -40,17 +40,20 @@ PREPARE = (
     Part("references", PLAIN, 300),
     Part("precision-prepare", PLAIN, 300),
 )
-# The Python with TensorRT has no ONNX Runtime: what its engines are compared with is computed by another.
+# The Python with TensorRT has no ONNX Runtime: what its engines are compared with is computed by another. What graphs
+# prepared for CUDA are compared with is among it.
 BUILD_REFERENCES = Part("build-references", PLAIN, 500)
 REPORT = Part("report", PLAIN, 60)
 # The figures that the goals are about come first.
 SESSIONS = {
     "onnxruntime": (
         Part("machine", PLAIN, 90),
+        Part("cuda-build", ORT, 240),
         Part("ort-cuda", ORT, 240),
         Part("ort-cuda-graph", ORT, 240),
         Part("torch-compile", PLAIN, 400),
         Part("profile", ORT, 240),
+        Part("ort-cuda-exported", ORT, 180),
         Part("torch-eager", PLAIN, 120),
         Part("precision", ORT, 120),
         Part("literal", PLAIN, 180),
@@ -104,7 +107,7 @@ class Place:
 
     def preparation(self, session: str) -> Iterator[Part]:
         yield from DRY_PREPARE if self.dry else PREPARE
-        if session == "tensorrt" and not self.dry:
+        if not self.dry:
             yield BUILD_REFERENCES
 
     def made(self) -> Iterator[Path]:

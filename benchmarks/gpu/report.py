@@ -73,6 +73,22 @@ def goals(parts: dict[str, Any]) -> Iterator[str]:
             yield f"goal ahead of torch.compile >= {AHEAD}x, step of 2 rows: {ahead:.2f}x ({best}): {verdict}"
 
 
+def prepared_table(parts: dict[str, Any]) -> Iterator[str]:
+    """What rewriting for CUDA fused in each graph, and whether it is used."""
+    items = {name: v for name, v in parts.get("cuda-build", {}).items() if "operators" in v}
+    if not items:
+        return
+    yield ""
+    yield "graphs prepared for CUDA"
+    for name, value in items.items():
+        operators = ", ".join(f"{count} {kind}" for kind, count in value["operators"].items())
+        exported, prepared = (sum(t[form] for t in value["timings"]) for form in ("exported_ms", "prepared_ms"))
+        error = max((p["relative_l2"] for p in value["parity"]), default=float("nan"))
+        yield f"  {name}: {operators}; {prepared:.3g} ms, {exported:.3g} as exported; error {error:.1e}"
+        if value["refused"]:
+            yield f"    not used: {value['refused']}"
+
+
 def profile_table(parts: dict[str, Any]) -> Iterator[str]:
     """Where a step's time goes: by kind on every backend, then each backend's longest layers."""
     items = {name: v for name, v in parts.get("profile", {}).items() if "kinds" in v}

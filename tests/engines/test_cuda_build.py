@@ -16,7 +16,14 @@ import pytest
 from freeprompt import Editor, clicudabuild
 from freeprompt.bundle import Bundle
 from freeprompt.cliprogress import Stages
-from freeprompt.engines import cuda_build, cuda_onnxruntime, cuda_store, doctor, onnxruntime_backend
+from freeprompt.engines import (
+    cuda_build,
+    cuda_onnxruntime,
+    cuda_store,
+    doctor,
+    onnxruntime_backend,
+    onnxruntime_library,
+)
 from freeprompt.engines.cuda_build import Preparation, prepare_bundle
 from freeprompt.engines.cuda_fusion import CudaGraph
 from freeprompt.engines.cuda_onnxruntime import BoundOnnxRuntimeBackend
@@ -283,6 +290,14 @@ def test_the_command_tells_what_became_of_each_graph(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], times: list[float]
 ) -> None:
     times[:] = [8.0, 4.0]
+    with pytest.raises(BackendError, match="backend 'cuda' is not there"):
+        clicudabuild.prepare(bundle, SHAPES, (), Stages(quiet=True), quiet=False)
+    monkeypatch.setattr(onnxruntime_library, "check_available", lambda name: None)
+    monkeypatch.setattr(onnxruntime_library, "cuda_problem", lambda: "no driver")
+    with pytest.raises(BackendError, match="no driver"):
+        clicudabuild.prepare(bundle, SHAPES, (), Stages(quiet=True), quiet=False)
+    assert not bundle.engines.exists(), "before any work"
+    monkeypatch.setattr(onnxruntime_library, "cuda_problem", lambda: None)
     cpu, backend = OnnxRuntimeBackend("cpu", 1), CpuBackend()
     monkeypatch.setattr(onnxruntime_backend, "OnnxRuntimeBackend", lambda name, threads=1: backend)
     monkeypatch.setattr(backend, "open", cpu.open)  # the reference of the parity

@@ -103,6 +103,13 @@ def test_a_part_that_was_cut_off_goes_on(folders: tuple[Path, Path], monkeypatch
         ("vectorized_elementwise_kernel<4, silu>", "pointwise"),
         ("triton_poi_fused_add_mul_3", "pointwise"),
         ("Add", "pointwise"),
+        ("BiasAdd", "pointwise"),
+        ("void biasSplitGeluKernel<__half, 1280, 256>", "pointwise"),
+        ("BiasSplitGelu", "pointwise"),
+        ("Split", "copy"),
+        ("NhwcConv", "convolution"),
+        ("SkipGroupNorm", "normalisation"),
+        ("groupNormNHWCSumKernel<__half2>", "normalisation"),
         ("Squeeze_token_14", "other"),
     ],
 )
@@ -189,6 +196,22 @@ def test_engines_are_built_where_there_is_no_onnx_runtime(bundle: Bundle, monkey
     monkeypatch.undo()
     first = {(w.graph, w.rows) for w in engines.wanted_engines(bundle, rows, more=False)}
     assert {("step", (1,)), ("step", (2,)), ("step", (3,)), ("record", (2,)), ("step_recorded", (2,))} <= first
+
+
+def test_graphs_are_prepared_an_item_each(bundle: Bundle, rewritten: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of an edit; what was found of each goes into the results."""
+    from freeprompt.engines import cuda_build
+    from tests.engines.test_cuda_build import CpuBackend
+
+    monkeypatch.setattr(cuda_build, "_milliseconds", lambda session, feeds: 1.0)
+    results: dict[str, Any] = {}
+    engines.prepare_graphs(bundle, CpuBackend(), lambda name, run: results.setdefault(name, run()))
+    assert set(results) == set(bundle.manifest.graphs) - {"step_recording"}
+    step = results["step"]
+    assert (step["how"], step["refused"]) == ("prepared", None)
+    assert step["operators"]["GroupNorm"] > 0 and len(step["parity"]) == len(step["timings"]) == 3
+    lines = list(report.prepared_table(json.loads(json.dumps({"cuda-build": results}))))
+    assert any(line.startswith("  step: ") and "GroupNorm" in line and "3 ms, 3 as exported" in line for line in lines)
 
 
 def test_goals_that_are_missed_are_said_to_be() -> None:
