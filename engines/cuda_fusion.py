@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from freeprompt.errors import BackendError
 
 DOMAIN = "com.microsoft"
@@ -185,28 +187,62 @@ def _fuse_gated(model: Any, widths: tuple[int, ...] = GATED_WIDTHS) -> None:
 
 
 def _to_channels_last(model: Any) -> None:
-    """Every convolution of images as ``NhwcConv`` between two transpositions, most of which then meet and vanish."""
-    from onnx import helper
+    """Convolutions and what lies between them on images with channels last, each between two transpositions.
+
+    Those that meet vanish: here where they are neighbours, and in ONNX Runtime, which moves them through additions and
+    concatenations while it loads. On Stable Diffusion 1.5's step two of 200 are left, where latents come and go.
+    """
+    from onnx import helper, numpy_helper
 
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
+
+    def constant(name: str, values: Any) -> str:
+        model.graph.initializer.append(numpy_helper.from_array(values, name))
+        return name
+
     nodes: list[Any] = []
     for node in model.graph.node:
-        weight = constants.get(node.input[1]) if node.op_type == "Conv" else None
-        if weight is None or len(weight.dims) != 4:
+        name = node.output[0]
+        image, result = f"{name}.channels_last_input", f"{name}.channels_last"
+        first = helper.make_node("Transpose", [node.input[0]], [image], name=image, perm=_TO_CHANNELS_LAST)
+        if node.op_type == "Conv" and _rank(constants.get(node.input[1])) == 4:
+            turned = f"{name}.channels_last_weight"
+            weight = helper.make_node("Transpose", [node.input[1]], [turned], name=turned, perm=_TO_CHANNELS_LAST)
+            changed = helper.make_node("NhwcConv", [image, turned, *node.input[2:]], [result], name=result)
+            changed.domain = DOMAIN
+            nodes += [first, weight]
+        elif node.op_type == "Resize" and (scales := _small(constants, node, 2)) is not None and scales.shape == (4,):
+            permuted = constant(f"{name}.channels_last_scales", scales[list(_TO_CHANNELS_LAST)])
+            changed = helper.make_node("Resize", [image, "", permuted], [result], name=result)
+            nodes.append(first)
+        elif node.op_type == "Unsqueeze" and _is_to_image(_small(constants, node, 1)):
+            inner = constant(f"{name}.channels_last_axes", np.array([1, 2]))
+            changed = helper.make_node("Unsqueeze", [node.input[0], inner], [result], name=result)
+        else:
             nodes.append(node)
             continue
-        name = node.output[0]
-        image, turned, result = f"{name}.channels_last_input", f"{name}.channels_last_weight", f"{name}.channels_last"
-        convolution = helper.make_node("NhwcConv", [image, turned, *node.input[2:]], [result], name=result)
-        convolution.domain = DOMAIN
-        convolution.attribute.extend(node.attribute)
-        nodes += [
-            helper.make_node("Transpose", [node.input[0]], [image], name=image, perm=_TO_CHANNELS_LAST),
-            helper.make_node("Transpose", [node.input[1]], [turned], name=turned, perm=_TO_CHANNELS_LAST),
-            convolution,
-            helper.make_node("Transpose", [result], [name], name=f"{name}.channels_first", perm=_TO_CHANNELS_FIRST),
-        ]
+        changed.attribute.extend(node.attribute)
+        back = helper.make_node("Transpose", [result], [name], name=f"{name}.channels_first", perm=_TO_CHANNELS_FIRST)
+        nodes += [changed, back]
     _replace_nodes(model, nodes)
+
+
+def _is_to_image(axes: Any) -> bool:
+    """Whether an Unsqueeze makes [N, C, 1, 1] of [N, C], to be added to an image."""
+    return axes is not None and axes.tolist() == [2, 3]
+
+
+def _rank(tensor: Any) -> int:
+    return -1 if tensor is None else len(tensor.dims)
+
+
+def _small(constants: dict[str, Any], node: Any, number: int) -> Any:
+    """Values of an input that is a small constant, else None."""
+    from onnx import numpy_helper
+
+    name = node.input[number] if len(node.input) > number else ""
+    tensor = constants.get(name)
+    return None if tensor is None or tensor.external_data else numpy_helper.to_array(tensor)
 
 
 def _is_exact_gelu(node: Any) -> bool:

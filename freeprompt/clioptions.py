@@ -187,12 +187,12 @@ def width_and_height(text: str) -> tuple[int, int]:
     return int(width), int(height)
 
 
-def open_bundle(name: str) -> Bundle:
-    """The bundle of that folder, or the built-in one, checked."""
+def open_bundle(name: str, verify: bool = True) -> Bundle:
+    """The bundle of that folder, or the built-in one, checked; ``verify``: file by file, or for presence only."""
     from freeprompt.bundle import Bundle
     from freeprompt.editor import DEMO, demo_bundle
 
-    return Bundle.open(demo_bundle() if name == DEMO else name)
+    return Bundle.open(demo_bundle() if name == DEMO else name, verify)
 
 
 def load_editor(arguments: argparse.Namespace, verify: bool = True) -> Editor:

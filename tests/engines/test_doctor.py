@@ -92,6 +92,7 @@ def test_warming_runs_and_checks_every_shape(bundle: Bundle) -> None:
 
 @without_gpu
 def test_doctor_explains(tiny_bundle: Path) -> None:
+    assert run("doctor", "demo").returncode == 0
     done = run("doctor", str(tiny_bundle))
     assert done.returncode == 0, done.stderr
     assert "--backend auto takes cpu" in done.stdout
