@@ -44,7 +44,27 @@ class Arrival:
             wait()
 
 
-class CudaArray:
+class ShapedMemory:
+    """What arrays have in common that are an address and a shape."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self._shape = shape
+        self._dtype = dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self._dtype
+
+    @property
+    def nbytes(self) -> int:
+        return shape_to_bytes(self._shape, self._dtype)
+
+
+class CudaArray(ShapedMemory):
     """A tensor in device memory. Its buffer goes back to the pool with the last reference to it.
 
     Args:
@@ -59,26 +79,13 @@ class CudaArray:
         dtype: np.dtype[Any],
         arrival: Optional[Arrival] = None,
     ) -> None:
+        super().__init__(shape, dtype)
         self._pool = pool
         self._buffer = buffer
-        self._shape = shape
-        self._dtype = dtype
         self._arrival = arrival
         finalizer = weakref.finalize(self, pool.give_back, buffer, arrival)
         # At exit the driver frees everything itself, and may be gone before this would run.
         finalizer.atexit = False
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self._shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self._dtype
-
-    @property
-    def nbytes(self) -> int:
-        return shape_to_bytes(self._shape, self._dtype)
 
     @property
     def address(self) -> int:

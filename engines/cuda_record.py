@@ -9,7 +9,7 @@ from typing import Optional
 import msgspec
 
 from freeprompt.engines.engine_parity import EngineParity
-from freeprompt.errors import BackendError
+from freeprompt.engines.sidecar import sidecar_to_record
 
 RECORD_VERSION = 1
 
@@ -70,16 +70,6 @@ class CudaRecord:
         return None
 
 
-def cuda_record_to_json(record: CudaRecord) -> bytes:
-    return msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n"
-
-
 def cuda_record_from_json(data: bytes) -> CudaRecord:
     """Raises BackendError if it is not a sidecar of this version."""
-    try:
-        record = msgspec.json.decode(data, type=CudaRecord)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise BackendError(f"its sidecar cannot be read: {error}") from error
-    if record.version != RECORD_VERSION:
-        raise BackendError(f"its sidecar has version {record.version}, this freeprompt reads {RECORD_VERSION}")
-    return record
+    return sidecar_to_record(data, CudaRecord, RECORD_VERSION)

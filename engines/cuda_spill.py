@@ -20,7 +20,7 @@ from typing import Any, Optional
 
 import numpy as np
 
-from freeprompt.engines.cuda_memory import Arrival, CudaArray, DevicePool, host_view, shape_to_bytes
+from freeprompt.engines.cuda_memory import Arrival, CudaArray, DevicePool, ShapedMemory, host_view
 from freeprompt.engines.cuda_runtime import CudaRuntime
 from freeprompt.engines.session import Array, NumpyArray
 
@@ -45,28 +45,15 @@ class HostPool:
         self._free.setdefault(size, []).append(address)
 
 
-class SpilledArray:
+class SpilledArray(ShapedMemory):
     """A tensor in page-locked host memory. Sessions take it like any other; ``Spill.fetch`` brings it back sooner."""
 
     def __init__(self, owner: Spill, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        super().__init__(shape, dtype)
         self._owner = owner
-        self._shape = shape
-        self._dtype = dtype
         self.address = owner.host.take(self.nbytes)
         finalizer = weakref.finalize(self, owner.host.give_back, self.address, self.nbytes)
         finalizer.atexit = False
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self._shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self._dtype
-
-    @property
-    def nbytes(self) -> int:
-        return shape_to_bytes(self._shape, self._dtype)
 
     def numpy(self) -> NumpyArray:
         self._owner.finish()  # it may still be on its way here

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Optional
 
 from freeprompt.bundle import Bundle
-from freeprompt.engines.cuda_record import CudaRecord, cuda_record_from_json, cuda_record_to_json
+from freeprompt.engines.cuda_record import CudaRecord, cuda_record_from_json
 from freeprompt.engines.cuda_runtime import CudaRuntime
 from freeprompt.engines.locking import folder_lock
 from freeprompt.engines.seal import Seal
-from freeprompt.errors import BackendError, BundleError, OutputError
-from freeprompt.files import atomic_path
+from freeprompt.engines.sidecar import make_folder, read_sidecar, record_to_sidecar, save_with_sidecar
+from freeprompt.errors import BackendError, BundleError
 
 FOLDER = "cuda"
-# A prepared graph is about a megabyte, its sidecar some kilobytes: neither holds weights.
-MAX_MODEL_BYTES, MAX_SIDECAR_BYTES = 1 << 28, 1 << 20
+# A prepared graph is about a megabyte: it holds no weights.
+MAX_MODEL_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -86,33 +86,20 @@ class CudaStore:
             OutputError: the folder cannot be written.
         """
         path = self.folder / record.name
-        self._make_folder()
-        path.with_suffix(".json").unlink(missing_ok=True)
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(model)
-        with atomic_path(path.with_suffix(".json")) as temporary:
-            temporary.write_bytes(cuda_record_to_json(self._seal.apply(record)))
+        save_with_sidecar(path, model, record_to_sidecar(self._seal.apply(record)))
         return self._examine(path)
 
     def lock(self, graph: str) -> contextlib.AbstractContextManager[None]:
         """Hold the preparation of a graph, see ``folder_lock``."""
-        self._make_folder()
+        make_folder(self.folder)
         return folder_lock(self.folder, graph)
 
-    def _make_folder(self) -> None:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"cannot write prepared graphs to {self.folder}: {error}") from error
-
     def _examine(self, path: Path) -> Prepared:
-        sidecar = path.with_suffix(".json")
         try:
-            if not sidecar.is_file():
-                return Prepared(path, None, "it has no sidecar: not built by freeprompt, or the build was cut off")
-            if sidecar.stat().st_size > MAX_SIDECAR_BYTES or path.stat().st_size > MAX_MODEL_BYTES:
-                return Prepared(path, None, "it or its sidecar is too large to be one")
-            record, model = cuda_record_from_json(sidecar.read_bytes()), path.read_bytes()
+            record = cuda_record_from_json(read_sidecar(path))
+            if path.stat().st_size > MAX_MODEL_BYTES:
+                return Prepared(path, None, "it is too large to be one")
+            model = path.read_bytes()
             return Prepared(path, record, self._refusal(path, record, model), model)
         except (BackendError, OSError) as error:
             return Prepared(path, None, str(error))

@@ -9,8 +9,8 @@ from typing import Optional
 import msgspec
 
 from freeprompt.engines.engine_parity import EngineParity
+from freeprompt.engines.sidecar import sidecar_to_record
 from freeprompt.engines.tensorrt_profile import Profile
-from freeprompt.errors import BackendError
 
 RECORD_VERSION = 1
 
@@ -78,18 +78,6 @@ class EngineRecord:
         return measured and all(p.relative_l2 <= self.parity_threshold for p in self.parity)
 
 
-def record_to_json(record: EngineRecord) -> bytes:
-    return msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n"
-
-
 def record_from_json(data: bytes) -> EngineRecord:
     """Raises BackendError if it is not a sidecar of this version."""
-    try:
-        record = msgspec.json.decode(data, type=EngineRecord)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise BackendError(f"the engine's sidecar cannot be read: {error}") from error
-    if record.version != RECORD_VERSION:
-        raise BackendError(
-            f"the engine's sidecar has version {record.version}, this freeprompt reads {RECORD_VERSION}; build it again"
-        )
-    return record
+    return sidecar_to_record(data, EngineRecord, RECORD_VERSION)

@@ -10,13 +10,18 @@ from typing import Any, Optional
 from freeprompt.bundle import Bundle
 from freeprompt.engines.locking import LOCK_SECONDS, folder_lock
 from freeprompt.engines.seal import Seal
-from freeprompt.engines.tensorrt_record import EngineRecord, record_from_json, record_to_json
-from freeprompt.errors import BackendError, BundleError, OutputError
-from freeprompt.files import atomic_path, file_to_sha256
+from freeprompt.engines.sidecar import (
+    make_folder,
+    read_sidecar,
+    record_to_sidecar,
+    save_sidecar,
+    save_with_sidecar,
+)
+from freeprompt.engines.tensorrt_record import EngineRecord, record_from_json
+from freeprompt.errors import BackendError, BundleError
+from freeprompt.files import file_to_sha256
 
 FOLDER = "tensorrt"
-# A sidecar is some kilobytes.
-MAX_SIDECAR_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -117,39 +122,21 @@ class EngineStore:
             OutputError: the folder cannot be written.
         """
         path = self.folder / record.name
-        self._make_folder()
-        path.with_suffix(".json").unlink(missing_ok=True)
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(engine)
-        sealed = self._seal.apply(record)
-        with atomic_path(path.with_suffix(".json")) as temporary:
-            temporary.write_bytes(record_to_json(sealed))
+        save_with_sidecar(path, engine, record_to_sidecar(self._seal.apply(record)))
         return path
 
     def adopt(self, found: Found, record: EngineRecord) -> None:
         """Seal an engine from elsewhere that the user asked to trust and that passed its checks here."""
-        with atomic_path(found.path.with_suffix(".json")) as temporary:
-            temporary.write_bytes(record_to_json(self._seal.apply(record)))
+        save_sidecar(found.path, record_to_sidecar(self._seal.apply(record)))
 
     def lock(self, name: str, timeout: float = LOCK_SECONDS) -> contextlib.AbstractContextManager[None]:
         """Hold the build of ``name``, see ``folder_lock``."""
-        self._make_folder()
+        make_folder(self.folder)
         return folder_lock(self.folder, name, timeout)
 
-    def _make_folder(self) -> None:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"cannot write engines to {self.folder}: {error}") from error
-
     def _examine(self, path: Path) -> Found:
-        sidecar = path.with_suffix(".json")
         try:
-            if not sidecar.is_file():
-                return Found(path, None, "it has no sidecar: not built by freeprompt, or the build was cut off")
-            if sidecar.stat().st_size > MAX_SIDECAR_BYTES:
-                return Found(path, None, "its sidecar is too large to be one")
-            record = record_from_json(sidecar.read_bytes())
+            record = record_from_json(read_sidecar(path))
             return Found(path, record, self._refusal(path, record))
         except (BackendError, OSError) as error:
             return Found(path, None, str(error))

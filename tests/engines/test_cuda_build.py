@@ -16,14 +16,7 @@ import pytest
 from freeprompt import Editor, clicudabuild
 from freeprompt.bundle import Bundle
 from freeprompt.cliprogress import Stages
-from freeprompt.engines import (
-    cuda_build,
-    cuda_onnxruntime,
-    cuda_store,
-    doctor,
-    onnxruntime_backend,
-    onnxruntime_library,
-)
+from freeprompt.engines import cuda_build, cuda_onnxruntime, doctor, onnxruntime_backend, onnxruntime_library, sidecar
 from freeprompt.engines.cuda_build import Preparation, prepare_bundle
 from freeprompt.engines.cuda_fusion import CudaGraph
 from freeprompt.engines.cuda_onnxruntime import BoundOnnxRuntimeBackend
@@ -174,7 +167,7 @@ def test_reasons_of_refusal(bundle: Bundle, rewritten: Fused, times: list[float]
     times.clear()
     prepare(bundle, rewritten, "vae_decoder")
     (path,) = (bundle.engines / "cuda").glob("*.onnx")
-    sidecar = path.with_suffix(".json")
+    described = path.with_suffix(".json")
     assert refusals(bundle) == ["None"]
     assert refusals(bundle, version="9.9") == [f"prepared with onnxruntime {VERSION}, this is 9.9"]
     assert store_of(bundle, version="9.9").model("vae_decoder") is None
@@ -182,23 +175,23 @@ def test_reasons_of_refusal(bundle: Bundle, rewritten: Fused, times: list[float]
     assert refusals(bundle, device="") == ["None"], "where no one can tell the GPU's name"
     stranger = CudaStore(bundle, VERSION, "GPU", Seal(tmp_path / "other"))
     assert "not prepared by this user" in str(stranger.scan()[0].refused)
-    good, record = path.read_bytes(), sidecar.read_bytes()
+    good, record = path.read_bytes(), described.read_bytes()
     path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
     assert "damaged or was replaced" in refusals(bundle)[0]
     path.write_bytes(good)
-    sidecar.write_bytes(record.replace(b'"exported_ms": 1.0', b'"exported_ms": 2.0'))
+    described.write_bytes(record.replace(b'"exported_ms": 1.0', b'"exported_ms": 2.0'))
     assert "not prepared by this user" in refusals(bundle)[0], "a sidecar that was edited"
     for damage in (b"", b"{}", b"[" * 100_000, record[: len(record) // 2]):
-        sidecar.write_bytes(damage)
+        described.write_bytes(damage)
         assert "its sidecar cannot be read" in refusals(bundle)[0]
-    sidecar.write_bytes(record.replace(b'"version": 1', b'"version": 2'))
+    described.write_bytes(record.replace(b'"version": 1', b'"version": 2'))
     assert "its sidecar has version 2, this freeprompt reads 1" in refusals(bundle)[0]
-    sidecar.unlink()
+    described.unlink()
     assert "it has no sidecar" in refusals(bundle)[0]
     assert store_of(bundle).model("vae_decoder") is None
     prepare(bundle, rewritten, "vae_decoder")
     assert refusals(bundle) == ["None"], "built again"
-    for file in (path, sidecar):
+    for file in (path, described):
         file.rename(file.with_name(f"step{file.name[len('vae_decoder') :]}"))
     assert refusals(bundle) == ["its sidecar belongs to another graph"]
 
@@ -217,11 +210,11 @@ def test_another_export_of_the_weights_is_another_graph(bundle: Bundle, rewritte
 def test_a_write_that_is_cut_off_leaves_no_graph(bundle: Bundle, rewritten: Fused) -> None:
     """Before the sidecar: the graph is refused; the next build makes it good."""
 
-    def cut_off(record: CudaRecord) -> bytes:
+    def cut_off(path: Path, content: bytes) -> None:
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(cuda_store, "cuda_record_to_json", cut_off)
+        patch.setattr(sidecar, "save_sidecar", cut_off)
         prepare(bundle, rewritten, "step")
     assert "it has no sidecar" in refusals(bundle)[0]
     (done,) = prepare(bundle, rewritten, "step")
@@ -325,5 +318,5 @@ def test_doctor_lists_prepared_graphs(bundle: Bundle, rewritten: Fused, monkeypa
 
 def test_sidecars_read_back(bundle: Bundle, rewritten: Fused) -> None:
     (done,) = prepare(bundle, rewritten, "text_encoder")
-    (sidecar,) = (bundle.engines / "cuda").glob("*.json")
-    assert replace(cuda_record_from_json(sidecar.read_bytes()), seal="") == done.record
+    (path,) = (bundle.engines / "cuda").glob("*.json")
+    assert replace(cuda_record_from_json(path.read_bytes()), seal="") == done.record
