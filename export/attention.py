@@ -47,7 +47,8 @@ class Routing:
 def scaled_attention(attn: Attention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """softmax(q k^T / sqrt(d)) v per head, as MatMul-Softmax-MatMul.
 
-    The scale multiplies the query *before* the product: in half precision the unscaled product is what overflows.
+    The scale multiplies the query *before* the product: in half precision the unscaled product is what overflows. What
+    a configuration says of upcasting is not read here: the export measures instead.
 
     Args:
         query: [R, N, heads * d]; key, value: [R, M, heads * d].
@@ -61,8 +62,6 @@ def scaled_attention(attn: Attention, query: torch.Tensor, key: torch.Tensor, va
     q = (query * attn.scale).view(rows, tokens, heads, dim).transpose(1, 2)
     k = key.view(rows, -1, heads, dim).permute(0, 2, 3, 1)
     v = value.view(rows, -1, heads, dim).transpose(1, 2)
-    if attn.upcast_attention or attn.upcast_softmax:
-        q, k = q.float(), k.float()
     weights = torch.softmax(torch.matmul(q, k), dim=-1)
     if weights.dtype != v.dtype:
         weights = weights.to(v.dtype)

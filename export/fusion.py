@@ -24,7 +24,7 @@ from onnxscript.rewriter.ort_fusions.mha_scale import fuse_mha_scale
 from onnxscript.rewriter.ort_fusions.sdpa import fuse_sdpa
 
 DOMAIN = "com.microsoft"
-NORM = "BatchNormalization"
+ATTENTION, NORM = "MultiHeadAttention", "BatchNormalization"
 # The root of 2 as single or half precision has it; onnxscript's own rule for Gelu takes the first only.
 _ROOT_OF_TWO = pattern.Constant(2.0**0.5, rel_tol=1e-3)
 # cuDNN takes no smaller one. The variance is 1 minus it, so that nothing is divided by anything but 1.

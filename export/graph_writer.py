@@ -10,7 +10,7 @@ import onnx_ir as ir
 from torch import nn
 
 from freeprompt.errors import ExportError, OutputError
-from freeprompt.export.fusion import fuse
+from freeprompt.export.fusion import ATTENTION, fuse
 from freeprompt.export.half import HalfLog
 from freeprompt.export.onnx_graph import module_to_onnx
 from freeprompt.export.parity import THRESHOLDS, Expectation, graph_to_parity
@@ -91,22 +91,29 @@ class GraphWriter:
         path, fused_path = self.folder / f"{name}.onnx", self.folder / f"{name}.fused.onnx"
         precision = precision or self.settings.precision
         parity = graph_to_parity(name, path, expectations, names, outputs, precision)
-        operators = _write_fused(name, path, fused_path)
+        operators, layers = _write_fused(name, path, fused_path)
         fused_parity = graph_to_parity(name, fused_path, expectations, names, outputs, precision)
         worst = max(p.relative_l2 for p in (*parity, *fused_parity))
-        self.progress(f"graph {name}: agrees with torch to {worst:.1e}")
+        # A layer that is not fused writes its maps to memory, and nothing else would tell.
+        fused_layers = f", {operators.get(ATTENTION, 0)} of {layers} attention layers fused" if layers else ""
+        self.progress(f"graph {name}: agrees with torch to {worst:.1e}{fused_layers}")
         fused = FusedGraph(fused_path.name, operators, fused_parity)
         self.graphs[name] = GraphSpec(path.name, signature[0], signature[1], parity, THRESHOLDS[precision], fused=fused)
 
 
-def _write_fused(name: str, path: Path, fused_path: Path) -> dict[str, int]:
-    """Read again from the file, so that both refer to the same weights instead of each having its own."""
+def _write_fused(name: str, path: Path, fused_path: Path) -> tuple[dict[str, int], int]:
+    """Read again from the file, so that both refer to the same weights instead of each having its own.
+
+    Returns:
+        counts of the fused operators, and how many attention layers the graph has.
+    """
     try:
         model = ir.load(path)
+        layers = sum(node.op_type == "Softmax" for node in model.graph)
         operators = fuse(model)
         ir.save(model, fused_path)
     except OSError as error:
         raise OutputError(f"cannot write graph {name}: {error.strerror or error}") from error
     except Exception as error:  # the rewriter raises whatever its rules meet
         raise ExportError(f"graph {name} could not be fused for ONNX Runtime: {error}") from error
-    return operators
+    return operators, layers

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from freeprompt.export.ranges import LIMIT, Ranges
-from freeprompt.manifest import Float32Part, HalfPrecision
+from freeprompt.precision import Float32Part, HalfPrecision
 
 # What the manifest says of a number that was none: JSON has no infinity.
 _INFINITE = 1e38
@@ -23,6 +23,7 @@ class HalfLog:
 
     ranges: dict[str, Ranges] = field(default_factory=dict)
     parts: list[Float32Part] = field(default_factory=list)
+    unneeded: list[Float32Part] = field(default_factory=list)
 
     def keep(self, graph: str, part: str, reason: str) -> None:
         """Note a part that stays float32."""
@@ -34,6 +35,10 @@ class HalfLog:
             reached = "are not finite" if math.isinf(peak) else f"reach {peak:.4g}"
             self.keep(graph, part, f"{quantity} {reached}, more than {LIMIT:.4g}")
 
+    def believe_not(self, graph: str, part: str, reason: str) -> None:
+        """Note what the checkpoint's configuration asks to keep in float32, and is not kept."""
+        self.unneeded.append(Float32Part(graph, part, reason))
+
     def to_spec(self) -> HalfPrecision:
         """As the manifest holds it."""
         logits = {
@@ -42,7 +47,7 @@ class HalfLog:
             for name, peak in ranges.logits.items()
         }
         activations = {graph: min(ranges.largest[1], _INFINITE) for graph, ranges in self.ranges.items()}
-        return HalfPrecision(LIMIT, activations, logits, tuple(self.parts))
+        return HalfPrecision(LIMIT, activations, logits, tuple(self.parts), tuple(self.unneeded))
 
 
 def halve(module: nn.Module, parts: Collection[str] = ()) -> None:

@@ -91,6 +91,8 @@ def _half_lines(manifest: Manifest) -> Iterator[str]:
         yield f"  largest attention logit: {peak:.4g} in {layer}"
     for part in half.float32_parts:
         yield f"  float32: {'.'.join(filter(None, (part.graph, part.part)))}: {part.reason}"
+    for part in half.unneeded:
+        yield f"  not float32, although configured: {part.graph}: {part.reason}"
     if not half.float32_parts:
         yield "  nothing does"
     yield ""

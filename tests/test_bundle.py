@@ -169,7 +169,7 @@ def parent_of(manifest: Json, path: tuple[Any, ...]) -> Any:
 def test_each_field_missing_or_of_another_type(bundle: Path) -> None:
     original = read_manifest(bundle)
     # Absent they are empty, zero or none; everything else has to be there.
-    optional = {"notes", "macs", "recordable", "fused", "half_precision"}
+    optional = {"notes", "macs", "recordable", "fused", "half_precision", "unneeded"}
     paths = [p for p in walk(original) if p[0] not in ("format_version", "manifest_sha256")]
     assert len(paths) > 100
     checked = 0

@@ -26,7 +26,7 @@ from freeprompt.engines.tensorrt_record import record_from_json
 from freeprompt.engines.tensorrt_store import EngineStore
 from freeprompt.engines.tensorrt_store import Machine as Target
 from freeprompt.errors import BackendError, UsageError
-from freeprompt.manifest import Float32Part, HalfPrecision
+from freeprompt.precision import Float32Part, HalfPrecision
 from tests.engines.conftest import SIZE, Machine
 
 GRAPH = "text_encoder"  # the quickest
