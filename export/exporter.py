@@ -20,7 +20,7 @@ from freeprompt.export.settings import ExportSettings, Progress
 from freeprompt.export.stage_export import write_stage
 from freeprompt.export.stages import checkpoint_to_stages
 from freeprompt.export.tokenizer import save_tokenizer
-from freeprompt.export.unet import UnetExport
+from freeprompt.export.unet import UNET, UnetExport
 from freeprompt.files import atomic_folder, file_to_sha256
 from freeprompt.manifest import FORMAT_VERSION, MANIFEST_NAME, FileSpec, LatentSpec, Manifest, manifest_to_json
 
@@ -61,12 +61,15 @@ def _fill(folder: Path, checkpoint: Checkpoint, settings: ExportSettings, progre
     # Here, since an unknown value must be told before graphs are traced for minutes.
     scheduler = config_to_scheduler(checkpoint.scheduler)
     architecture = _architecture(checkpoint, latents, settings)
+    stages = tuple(checkpoint_to_stages(checkpoint, latents, text))
+    layers = (*(layer.name for layer in architecture.layers), *architecture.cross_layers)
+    settings.check_names([*(stage.name for stage in stages), *(f"{UNET}.{name}" for name in layers)])
     progress("tokenizer")
     save_tokenizer(checkpoint.tokenizer, folder / TOKENIZER)
     writer = GraphWriter(folder, settings, progress)
     half = settings.precision == "float16"
     calibration = checkpoint_to_calibration(checkpoint, latents, text, scheduler) if half else None
-    for stage in checkpoint_to_stages(checkpoint, latents, text):
+    for stage in stages:
         write_stage(stage, writer, calibration)
     UnetExport(checkpoint.unet, architecture, latents, text, writer).write(calibration)
     return Manifest(

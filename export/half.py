@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from freeprompt.export.ranges import LIMIT, Ranges
 from freeprompt.precision import Float32Part, HalfPrecision
 
+# Why something stays float32 that the export would have halved.
+ASKED = "asked for"
 # What the manifest says of a number that was none: JSON has no infinity.
 _INFINITE = 1e38
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Callable, Literal
 
 from freeprompt.errors import UsageError
@@ -23,11 +25,15 @@ class ExportSettings:
         opset: ONNX operator set.
         profile: "memory" holds the one step graph that does everything; "latency" also the graphs that record and
             use recorded hidden states, which share its weights on disk.
+        float32: what stays float32 in a float16 bundle besides what the export finds: names of graphs ("vae_decoder")
+            and of attention layers ("unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1", whose maps then are),
+            with * and ? as in file names.
     """
 
     precision: Precision = "float32"
     opset: int = DEFAULT_OPSET
     profile: str = "latency"
+    float32: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -36,3 +42,16 @@ class ExportSettings:
             raise UsageError(f"unknown profile {self.profile!r}; use {' or '.join(PROFILES)}")
         if not 18 <= self.opset <= 23:
             raise UsageError(f"opset must be from 18 to 23, not {self.opset}")
+        if self.float32 and self.precision == "float32":
+            raise UsageError("everything is float32 already; parts can be kept so in a float16 bundle only")
+
+    def keeps(self, name: str) -> bool:
+        """Whether a graph or an attention layer is asked to stay float32."""
+        return any(fnmatchcase(name, pattern) for pattern in self.float32)
+
+    def check_names(self, names: Sequence[str]) -> None:
+        """Raises UsageError if something is asked to stay float32 that is none of ``names``."""
+        for pattern in self.float32:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                known = ", ".join(names[:4])
+                raise UsageError(f"nothing is called {pattern!r} that could stay float32; there are {known}, ...")

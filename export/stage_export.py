@@ -8,7 +8,7 @@ from torch import nn
 
 from freeprompt.export.calibration import Calibration
 from freeprompt.export.graph_writer import GraphWriter
-from freeprompt.export.half import halve
+from freeprompt.export.half import ASKED, halve
 from freeprompt.export.parity import Expectation, ParityError, module_to_expectations
 from freeprompt.export.ranges import WHOLE, module_to_ranges
 from freeprompt.export.settings import Precision
@@ -25,6 +25,10 @@ def write_stage(stage: Stage, writer: GraphWriter, calibration: Calibration | No
     stage.module.eval()
     expected = module_to_expectations(stage.module, stage.cases[1:])
     if calibration is None:
+        _write(stage, stage.module, expected, writer, "float32")
+        return
+    if writer.settings.keeps(stage.name):
+        writer.half.keep(stage.name, WHOLE, ASKED)
         _write(stage, stage.module, expected, writer, "float32")
         return
     ranges = module_to_ranges(stage.module, lambda: stage.module(*calibration.stage_args(stage.name)))

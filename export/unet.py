@@ -12,7 +12,7 @@ from freeprompt.export import variants
 from freeprompt.export.calibration import Calibration
 from freeprompt.export.cases import Routes, StepCase, step_cases
 from freeprompt.export.graph_writer import GraphWriter
-from freeprompt.export.half import halve
+from freeprompt.export.half import ASKED, halve
 from freeprompt.export.layers import Architecture, set_routed_attention
 from freeprompt.export.parity import Expectation, module_to_expectations
 from freeprompt.export.ranges import LIMIT, WHOLE, unet_to_ranges
@@ -91,14 +91,17 @@ class UnetExport:
         upcast = {name: peak for name, peak in ranges.upcast().items() if not parts.keys() & {WHOLE, name}}
         log.keep_parts(UNET, parts, "activations")
         log.keep_parts(UNET, upcast, "attention logits")
+        asked = [n for n in ranges.logits if self.writer.settings.keeps(f"{UNET}.{n}") and n not in upcast]
+        for name in asked:
+            log.keep(UNET, name, ASKED)
         configured = [name for name in ranges.logits if unet.get_submodule(name).upcast_attention]
-        below = [ranges.logits[name] for name in configured if name not in upcast]
+        below = [ranges.logits[name] for name in configured if name not in upcast and name not in asked]
         if below:
             # From when queries met keys before they were scaled. To obey would cost the fused kernels
             # (which sum in float32 themselves) and write N x N maps of float32.
             reason = f"upcast_attention in {len(below)} layers, whose logits reach {max(below):.4g} of {LIMIT:.4g}"
             log.believe_not(UNET, WHOLE, reason)
-        set_routed_attention(unet, self.architecture, upcast)
+        set_routed_attention(unet, self.architecture, [*upcast, *asked])
         self.module.record_dtype = torch.float16
         if WHOLE not in parts:
             halve(unet, parts)

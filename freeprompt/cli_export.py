@@ -28,6 +28,14 @@ def register(subparsers: clioptions.Subparsers) -> None:
         choices=("float32", "float16"),
         help="of the weights (default: float32)",
     )
+    parser.add_argument(
+        "--float32",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="keep this graph (such as vae_decoder), or the maps of this attention layer (such as 'unet.*.attn1'), in "
+        "float32 in a float16 bundle, besides what is found to need it; may be repeated",
+    )
     parser.add_argument("--opset", type=int, default=18, metavar="N", help="ONNX operator set (default: 18)")
     parser.add_argument(
         "--profile",
@@ -61,7 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
             raise ExportError(
                 f"export needs {error.name}, which is not installed: pip install 'freeprompt[export]'"
             ) from error
-    settings = ExportSettings(arguments.precision, arguments.opset, arguments.profile)
+    settings = ExportSettings(arguments.precision, arguments.opset, arguments.profile, tuple(arguments.float32))
     with stages.stage("export"), stages.ticking():
         bundle = export_checkpoint(arguments.checkpoint, arguments.output, settings, arguments.overwrite, stages.line)
     size = sum(file.bytes for file in bundle.manifest.files)

@@ -19,6 +19,7 @@ from freeprompt.engines.cuda_fusion import fuse_for_cuda
 from freeprompt.engines.engine_parity import compare, profile_to_sizes, seeded_inputs
 from freeprompt.engines.onnxruntime_backend import OnnxRuntimeBackend
 from freeprompt.engines.tensorrt_profile import Rows, Shapes
+from freeprompt.errors import UsageError
 from freeprompt.export import stage_export
 from freeprompt.export.calibration import Calibration, checkpoint_to_calibration
 from freeprompt.export.cases import step_cases
@@ -272,6 +273,32 @@ def test_a_configuration_that_says_upcast_attention_is_measured(checkpoint: Chec
     (unneeded,) = spec.unneeded
     assert unneeded.graph == "unet" and unneeded.reason.startswith("upcast_attention in 7 layers, whose logits reach")
     assert relative_l2(run(export.module, case), want) < THRESHOLDS["float16"]
+
+
+def test_what_is_asked_to_stay_float32_does(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """Of the U-Net by layers, of a stage by its name; nothing else changes."""
+    settings = ExportSettings("float16", float32=("unet.*.attn2", "vae_encoder"))
+    writer = GraphWriter(tmp_path, settings, lambda line: None)
+    latents, text = checkpoint_to_latents(checkpoint), checkpoint_to_text(checkpoint)
+    architecture = unet_to_architecture(checkpoint.unet, 16, 16)
+    calibration = calibrate(checkpoint)
+    (stage,) = (s for s in checkpoint_to_stages(checkpoint, latents, text) if s.name == "vae_encoder")
+    stage_export.write_stage(stage, writer, calibration)
+    UnetExport(checkpoint.unet, architecture, latents, text, writer).halve(calibration)
+    asked = {(part.graph, part.part) for part in writer.half.to_spec().float32_parts if part.reason == "asked for"}
+    assert asked == {("vae_encoder", ""), *(("unet", name) for name in architecture.cross_layers)}
+    assert writer.graphs["vae_encoder"].parity_threshold == THRESHOLDS["float32"]
+    processors = checkpoint.unet.attn_processors
+    assert all(processors[f"{name}.processor"].upcast for name in architecture.cross_layers)
+    assert sum(p.upcast for p in processors.values()) == len(architecture.cross_layers) + 1, "and the one that must"
+
+
+def test_names_that_nothing_has_are_told_before_anything_is_traced(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="everything is float32 already"):
+        ExportSettings("float32", float32=("vae_decoder",))
+    with pytest.raises(UsageError, match=r"nothing is called 'vae'.*there are text_encoder, .*vae_decoder, unet\.down"):
+        export_checkpoint(checkpoint.name, tmp_path / "b", ExportSettings("float16", float32=("vae",)))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("graph", ["step", "record", "vae_decoder"])
