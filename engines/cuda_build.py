@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Optional, Protocol
 
 from freeprompt.bundle import Bundle
-from freeprompt.engines.cuda_fusion import CudaGraph, fuse_for_cuda
+from freeprompt.engines.cuda_fusion import CudaGraph, check_packages, fuse_for_cuda
 from freeprompt.engines.cuda_record import CudaRecord, CudaTiming
 from freeprompt.engines.cuda_store import CudaStore
 from freeprompt.engines.engine_parity import (
@@ -62,17 +62,19 @@ def prepare_bundle(
 ) -> Iterator[Preparation]:
     """Prepare every graph, compare it and the exported one with ONNX Runtime on the CPU, and time both.
 
-    A prepared graph that cannot be run, differs or is slower stays on disk with what was found, and is not used.
+    A graph that cannot be rewritten stays as exported. One that was, and cannot be run, differs or is slower, stays on
+    disk with what was found, and is not used.
 
     Args:
         graphs: names; empty: every graph of the bundle.
         fuse: for tests.
 
     Raises:
-        BackendError: a graph cannot be prepared or run, or the exported one differs on this device.
+        BackendError: a package is missing, or the graph as exported cannot be run or differs on this device.
         UsageError: a shape that the model cannot take.
         OutputError: the engines' folder cannot be written.
     """
+    check_packages()
     planned = {graph: shapes.profiles(bundle.manifest, graph) for graph in graphs or tuple(bundle.manifest.graphs)}
     for graph, profiles in planned.items():
         with store.lock(graph):
@@ -95,7 +97,10 @@ def _prepare(
     record = replace(store.record(graph), parity_threshold=THRESHOLDS[bundle.manifest.precision])
     start = time.perf_counter()
     progress(f"rewriting {graph} for CUDA")
-    prepared = fuse(bundle.graph_path(graph, fused=True), graph)
+    try:
+        prepared = fuse(bundle.graph_path(graph, fused=True), graph)
+    except BackendError as error:  # a model that the optimizer does not know; the other graphs may do
+        return Preparation(record, str(error), "prepared")
     exported = _measure(bundle, graph, profiles, backend, None, progress)
     worst = max(exported, key=lambda m: m.parity.relative_l2).parity
     if not worst.relative_l2 <= record.parity_threshold:

@@ -12,6 +12,7 @@ Needs the packages onnx and sympy, which nothing else at run time does.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 from collections import Counter
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ import numpy as np
 from freeprompt.errors import BackendError
 
 DOMAIN = "com.microsoft"
+# Without sympy the optimizer does less and does not say so.
+PACKAGES = ("onnx", "sympy", "onnxruntime.transformers.optimizer")
 # Its own names of the models that it knows, by our names of graphs; every other graph is cut from the U-Net.
 _MODEL_TYPES = {"text_encoder": "clip", "vae_encoder": "vae", "vae_decoder": "vae"}
 # Above it weights stay where they are: rewriting needs biases, scales and shapes only.
@@ -55,14 +58,11 @@ def fuse_for_cuda(path: Path, graph: str) -> CudaGraph:
     Raises:
         BackendError: a package is missing, or the optimizer cannot do it.
     """
-    try:
-        import onnx
-        from onnxruntime.transformers.fusion_options import FusionOptions
-        from onnxruntime.transformers.optimizer import optimize_by_fusion
-    except ImportError as error:
-        raise BackendError(
-            f"graphs cannot be prepared for CUDA: {error.name or error} is not installed; pip install onnx sympy"
-        ) from error
+    check_packages()
+    import onnx
+    from onnxruntime.transformers.fusion_options import FusionOptions
+    from onnxruntime.transformers.optimizer import optimize_by_fusion
+
     kind = _MODEL_TYPES.get(graph, "unet")
     options = FusionOptions(kind)
     # Attention is fused (export/fusion.py), and looking for it again would find none.
@@ -99,6 +99,18 @@ def fuse_for_cuda(path: Path, graph: str) -> CudaGraph:
             "prepare it with another version of onnxruntime"
         )
     return CudaGraph(data, dict(sorted(count.items())))
+
+
+def check_packages() -> None:
+    """Raises BackendError if what rewriting needs is not installed."""
+    try:
+        for package in PACKAGES:
+            importlib.import_module(package)
+    except ImportError as error:
+        raise BackendError(
+            f"graphs cannot be prepared for CUDA: {error.name or 'a package'} cannot be imported ({error}); "
+            "pip install onnx sympy"
+        ) from error
 
 
 def _load_small(model: Any, folder: Path) -> None:

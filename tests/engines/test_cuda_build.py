@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -155,6 +156,29 @@ def test_a_kernel_that_is_missing_leaves_the_graph_as_exported(bundle: Bundle, r
     (done,) = prepare(bundle, rewritten, "step", backend=CpuBackend(missing=True))
     assert done.refused == "it cannot be run here: no kernel"
     assert store_of(bundle).model("step") is None
+
+
+def test_a_graph_that_cannot_be_rewritten_leaves_the_others(
+    bundle: Bundle, rewritten: Fused, times: list[float]
+) -> None:
+    times.clear()
+
+    def fuse(path: Path, graph: str) -> CudaGraph:
+        if graph == "step":
+            raise BackendError("fused 3 of 4 group norms")
+        return rewritten(graph)
+
+    graphs = ("step", "text_encoder")
+    first, second = prepare_bundle(bundle, SHAPES, CpuBackend(), store_of(bundle), graphs, fuse=fuse)
+    assert (first.refused, second.refused) == ("fused 3 of 4 group norms", None)
+    assert store_of(bundle).model("step") is None and store_of(bundle).model("text_encoder") is not None
+
+
+def test_packages_are_missed_before_anything_is_done(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sympy", None)
+    with pytest.raises(BackendError, match="sympy cannot be imported"):
+        list(prepare_bundle(bundle, SHAPES, CpuBackend(), store_of(bundle)))
+    assert not bundle.engines.exists()
 
 
 def test_a_provider_that_is_wrong_itself_is_an_error(bundle: Bundle, rewritten: Fused) -> None:

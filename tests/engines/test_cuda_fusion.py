@@ -214,9 +214,10 @@ def test_a_group_norm_of_another_form_is_an_error(tmp_path: Path) -> None:
         fuse_for_cuda(path, "step")
 
 
-def test_missing_packages_are_named(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(BackendError, match=r"onnx.* is not installed; pip install onnx sympy"):
+@pytest.mark.parametrize("package", ["onnx", "sympy"])
+def test_missing_packages_are_named(bundle: Bundle, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(BackendError, match=rf"{package} cannot be imported.*pip install onnx sympy"):
         fuse_for_cuda(bundle.graph_path("step", True), "step")
 
 
