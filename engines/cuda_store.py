@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,7 +124,9 @@ class CudaStore:
         return record.problem
 
 
+@functools.cache
 def _device_name() -> str:
+    """Asked once: every graph that is opened needs it."""
     try:
         return CudaRuntime().info().name
     except BackendError:
