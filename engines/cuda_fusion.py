@@ -139,10 +139,12 @@ def _prepare_group_norms(model: Any) -> int:
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     producers = {output: node for node in model.graph.node for output in node.output}
     nodes: list[Any] = []
+    count = 0
     for node in model.graph.node:
         if node.op_type != "BatchNormalization":
             nodes.append(node)
             continue
+        count += 1
         back = producers[node.input[0]]
         normalised = producers[back.input[0]]
         flat = producers[normalised.input[0]]
@@ -162,7 +164,7 @@ def _prepare_group_norms(model: Any) -> int:
         nodes.append(helper.make_node("Mul", [node.input[0], f"{name}.scale_3d"], [product], name=product))
         nodes.append(helper.make_node("Add", [product, f"{name}.shift_3d"], [name], name=f"{name}.shifted"))
     _replace_nodes(model, nodes)
-    return sum(node.op_type == "Mul" and node.name.endswith(".scaled") for node in nodes)
+    return count
 
 
 def _fuse_gated(model: Any, widths: tuple[int, ...] = GATED_WIDTHS) -> None:

@@ -54,6 +54,11 @@ class CudaRecord:
         return f"{self.graph}-{hashlib.sha256(msgspec.json.encode(fields)).hexdigest()[:16]}.onnx"
 
     @property
+    def shapes(self) -> set[str]:
+        """What it was checked and timed at."""
+        return {timing.shapes for timing in self.timings}
+
+    @property
     def problem(self) -> Optional[str]:
         """Why the measurements speak against it, or None."""
         if self.failure:

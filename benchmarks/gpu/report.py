@@ -84,7 +84,8 @@ def prepared_table(parts: dict[str, Any]) -> Iterator[str]:
         operators = ", ".join(f"{count} {kind}" for kind, count in value["operators"].items())
         exported, prepared = (sum(t[form] for t in value["timings"]) for form in ("exported_ms", "prepared_ms"))
         error = max((p["relative_l2"] for p in value["parity"]), default=float("nan"))
-        yield f"  {name}: {operators}; {prepared:.3g} ms, {exported:.3g} as exported; error {error:.1e}"
+        measured = f"; {prepared:.3g} ms, {exported:.3g} as exported; error {error:.1e}" if value["timings"] else ""
+        yield f"  {name}: {operators}{measured}"
         if value["refused"]:
             yield f"    not used: {value['refused']}"
 

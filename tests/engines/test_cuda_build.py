@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -139,9 +140,9 @@ def test_a_wrong_kernel_is_refused_with_its_error(bundle: Bundle, rewritten: Fus
     (done,) = prepare(bundle, rewritten, "text_encoder", backend=CpuBackend(wrong="prepared"))
     assert "differs from ONNX Runtime on the CPU by 5.0e-01, 1e-03 is allowed" in str(done.refused)
     assert store_of(bundle).model("text_encoder") is None
-    # It is known to be wrong: not tried again.
-    (again,) = prepare(bundle, rewritten, "text_encoder")
-    assert (again.how, again.refused) == ("kept", done.refused)
+    # Asked again, it is tried again.
+    (again,) = prepare(bundle, rewritten, "text_encoder", backend=CpuBackend(wrong="prepared"))
+    assert (again.how, again.refused) == ("prepared", done.refused)
 
 
 def test_what_is_slower_is_not_used(bundle: Bundle, rewritten: Fused, times: list[float]) -> None:
@@ -155,7 +156,10 @@ def test_what_is_slower_is_not_used(bundle: Bundle, rewritten: Fused, times: lis
 def test_a_kernel_that_is_missing_leaves_the_graph_as_exported(bundle: Bundle, rewritten: Fused) -> None:
     (done,) = prepare(bundle, rewritten, "step", backend=CpuBackend(missing=True))
     assert done.refused == "it cannot be run here: no kernel"
+    assert (done.record.parity, done.record.timings) == ((), ()), "nothing is said of what did not run"
     assert store_of(bundle).model("step") is None
+    (again,) = prepare(bundle, rewritten, "step")
+    assert (again.how, again.refused) == ("prepared", None), "what was short of memory may have it now"
 
 
 def test_a_graph_that_cannot_be_rewritten_leaves_the_others(
@@ -323,6 +327,43 @@ def test_the_command_tells_what_became_of_each_graph(
     line = capsys.readouterr().out.splitlines()[0]
     assert line.startswith("prepared text_encoder: ") and "MultiHeadAttention" in line
     assert "differs from ONNX Runtime on the CPU by" in line and "4 ms where it takes 8 as exported" in line
+
+
+class Device:
+    """A session on a device that works by itself: a run returns at once, its result takes ``milliseconds``."""
+
+    inputs = outputs = ()
+
+    def __init__(self, milliseconds: list[float]) -> None:
+        self.milliseconds, self.now, self.done = milliseconds, 0.0, 0.0
+
+    def clock(self) -> float:
+        return self.now
+
+    def run(self, feeds: Any) -> dict[str, Array]:
+        self.done = self.now + (self.milliseconds.pop(0) if self.milliseconds else 2.0) / 1e3
+        self.now += 1e-5  # what the host takes
+        return {"small": Late(self, 1), "large": Late(self, 1000)}
+
+
+class Late(HostArray):
+    def __init__(self, device: Device, size: int) -> None:
+        super().__init__(np.zeros(size))
+        object.__setattr__(self, "device", device)
+
+    def numpy(self) -> NumpyArray:
+        assert self.nbytes == 8, "the least to copy"
+        device: Device = self.device  # type: ignore[attr-defined]
+        device.now = max(device.now, device.done)
+        return self.values
+
+
+def test_a_run_is_timed_to_its_end_and_warm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At first it takes 90 ms, then, for half a second, 10, and 2 when the clock is up."""
+    monkeypatch.undo()  # of the times that are said here otherwise
+    device = Device([90.0] * 3 + [10.0] * 23)
+    monkeypatch.setattr(time, "perf_counter", device.clock)
+    assert cuda_build._milliseconds(device, {}) == pytest.approx(2.0)
 
 
 def test_doctor_lists_prepared_graphs(bundle: Bundle, rewritten: Fused, monkeypatch: pytest.MonkeyPatch) -> None:
