@@ -171,9 +171,10 @@ def _show_warnings_as_lines() -> None:
     if os.environ.get("FREEPROMPT_DEBUG") != "1":
         # Libraries warn of their own affairs; only what freeprompt says is for the user.
         warnings.simplefilter("ignore")
-    from freeprompt.errors import PromptTruncatedWarning
+    from freeprompt.errors import CheckpointWarning, PromptTruncatedWarning
 
     warnings.simplefilter("always", PromptTruncatedWarning)
+    warnings.simplefilter("always", CheckpointWarning)
 
     def show(
         message: Warning | str,

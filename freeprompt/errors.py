@@ -47,5 +47,9 @@ class Cancelled(FreePromptError):  # noqa: N818  (it is no error; callers say "e
     """Raised by a progress callback to stop; passes through every stage unchanged."""
 
 
+class CheckpointWarning(UserWarning):
+    """A checkpoint has something that its bundle does not use, such as a ControlNet."""
+
+
 class PromptTruncatedWarning(UserWarning):
     """A prompt has more tokens than the text encoder takes; the rest was cut."""
