@@ -260,10 +260,7 @@ def _contradiction(manifest: Manifest) -> Optional[str]:
     for needed in (manifest.tokenizer, *(file for graph in manifest.graphs.values() for file in graph.files)):
         if needed not in listed:
             return f"{needed} is used but not listed in files"
-    if manifest.known_answers is None:
-        if any(graph.known_answer for graph in manifest.graphs.values()):
-            return "a graph has a known answer, but there is no file of known answers"
-    elif manifest.known_answers not in listed:
+    if manifest.known_answers is not None and manifest.known_answers not in listed:
         return f"{manifest.known_answers} is used but not listed in files"
     latents = manifest.latents
     block = latents.scale * latents.multiple
@@ -280,7 +277,22 @@ def _contradiction(manifest: Manifest) -> Optional[str]:
     if manifest.scheduler.steps_offset >= len(alphas):
         offset = manifest.scheduler.steps_offset
         return f"steps_offset {offset} is past the schedule's {len(alphas)} timesteps"
-    return _wrong_shape(manifest)
+    return _wrong_answer(manifest) or _wrong_shape(manifest)
+
+
+def _wrong_answer(manifest: Manifest) -> Optional[str]:
+    """Compare the tensors of known answers with the graphs' signatures."""
+    for name, graph in manifest.graphs.items():
+        answer = graph.known_answer
+        if answer is None:
+            continue
+        if manifest.known_answers is None:
+            return f"graph {name} has a known answer, but there is no file of known answers"
+        for specs, tensors in ((graph.inputs, answer.inputs), (graph.outputs, answer.outputs)):
+            odd = {spec.name for spec in specs} ^ tensors.keys()
+            if odd:
+                return f"graph {name} has {min(odd)}, its known answer has not, or the other way round"
+    return None
 
 
 def _wrong_shape(manifest: Manifest) -> Optional[str]:
