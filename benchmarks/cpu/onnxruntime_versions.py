@@ -3,7 +3,7 @@
 Each version is installed in an environment of its own. The edit is made twice: as anybody would, and with the check of
 the version left out, which shows whether the bundle's known answers find a wrong library by themselves.
 
-    python -m benchmarks.onnxruntime_versions --json benchmarks/results/onnxruntime_versions.json
+    python -m benchmarks.cpu.onnxruntime_versions --json benchmarks/results/onnxruntime_versions.json
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PICTURE = ROOT / "freeprompt" / "examples" / "example-1.png"
 VERSIONS = (
     *("1.17.3", "1.18.1", "1.19.2", "1.20.0", "1.20.1", "1.21.0"),
