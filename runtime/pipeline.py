@@ -161,7 +161,7 @@ class Pipeline:
             )
             resident = self._resident(passes, size, limits)
             if passes:
-                approximate = mode == recording.FROM_INVERSION
+                approximate = mode == recording.FROM_INVERSION and len(levels) > 0
                 plan = replace(plan, record_bytes=bytes_each, resident=resident, approximate=approximate)
             plans.append(plan)
             made = len(passes)
