@@ -134,15 +134,14 @@ def side_by_side(images: Sequence[Image.Image]) -> Image.Image:
     """Pictures of one size from left to right on white; small ones are magnified by a whole factor, to at most 256."""
     from PIL import Image
 
-    factor = max(1, _SHEET_PIXELS // max(*images[0].size))
-    images = [image.resize((factor * image.width, factor * image.height), Image.Resampling.NEAREST) for image in images]
     width = sum(image.width for image in images) + _GAP * (len(images) - 1)
     sheet = Image.new("RGB", (width, max(image.height for image in images)), "white")
     left = 0
     for image in images:
         sheet.paste(image, (left, 0))
         left += image.width + _GAP
-    return sheet
+    factor = max(1, _SHEET_PIXELS // max(*images[0].size))
+    return sheet.resize((factor * sheet.width, factor * sheet.height), Image.Resampling.NEAREST)
 
 
 def _check_writable(path: Path) -> None:

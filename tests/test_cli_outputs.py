@@ -99,12 +99,12 @@ def test_small_pictures_are_magnified_on_a_sheet(size: tuple[int, int], factor: 
     first = Image.fromarray(np.random.default_rng(2).integers(0, 256, (size[1], size[0], 3), np.uint8))
     second = first.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     sheet = np.asarray(side_by_side([first, second]))
-    width = size[0] * factor
-    assert sheet.shape == (size[1] * factor, 2 * width + 8, 3)
-    for left, image in ((0, first), (width + 8, second)):
+    width, gap = size[0] * factor, 8 * factor
+    assert sheet.shape == (size[1] * factor, 2 * width + gap, 3)
+    for left, image in ((0, first), (width + gap, second)):
         part = sheet[:, left : left + width]
         np.testing.assert_array_equal(part, np.asarray(image).repeat(factor, 0).repeat(factor, 1))
-    assert (sheet[:, width : width + 8] == 255).all()
+    assert (sheet[:, width : width + gap] == 255).all()
 
 
 def test_the_bundle_that_ran_is_named(folder: Path, tiny_bundle: Path, capsys: Capture) -> None:
