@@ -87,6 +87,7 @@ def test_inversion_equals_reference(case: Case) -> None:
         pytest.param({"replace_fraction": 0.4}, {"fraction": 0.4}, id="fraction 0.4"),
         pytest.param({"replace_fraction": 1.0}, {"fraction": 1.0}, id="fraction 1"),
         pytest.param({"guidance": 1.0}, {"guidance": 1.0}, id="guidance 1"),
+        pytest.param({"guidance": 0}, {"guidance": 1.0}, id="guidance 0"),
         pytest.param({"guidance": 3.0}, {"guidance": 3.0}, id="guidance 3"),
         pytest.param({"replace_layers": "level:1"}, {"layers": (2,)}, id="level 1"),
         pytest.param({"replace_layers": [1, 4]}, {"layers": (1, 4)}, id="layers 1 and 4"),
