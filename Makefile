@@ -1,7 +1,7 @@
 # make demo    edit the example image with the built-in model, in an environment of its own without PyTorch
 # make test    every test, in an environment of its own
 # make check   style and types
-# make bench   the CPU benchmarks: benchmarks/REPORT.md and benchmarks/results/, in under 15 minutes
+# make bench   the CPU benchmarks: benchmarks/REPORT.md and benchmarks/results/, about 15 minutes
 # make clean   remove what the above made, environments included
 #
 # An environment is made once, and again when pyproject.toml or constraints.txt has changed.
@@ -33,7 +33,7 @@ test: .venv/installed
 	.venv/bin/python -m pytest -W error $(PYTEST_ARGS)
 
 bench: .venv/installed
-	.venv/bin/python -m benchmarks.run $(BENCH_ARGS)
+	.venv/bin/python -m benchmarks.cpu.run $(BENCH_ARGS)
 
 check: .venv/installed $(VIEW)
 	.venv/bin/ruff check .

@@ -1,13 +1,12 @@
-"""Everything that needs a GPU, in parts of under ten minutes each; every part can be cut off and called again.
+"""Everything that needs a GPU, in parts; every part can be cut off and called again.
 
     python -m benchmarks.gpu_check PART --work FOLDER --out FOLDER      one part
     python -m benchmarks.gpu_check all --dry-run --work FOLDER --out FOLDER
                                                                        what a CPU can do, tiny
 
 Parts, in order: export, references, machine, torch-eager, torch-compile, literal, ort-cpu (dry run only), cuda-build,
-ort-cuda, ort-cuda-exported, ort-cuda-graph, ort-tensorrt, build-references, tensorrt-build, tensorrt-build-more,
-tensorrt, tensorrt-no-graph, profile, precision-prepare, precision, report. The procedure on a machine without network,
-with TensorRT 8.6 in a Python of its own, is in benchmarks/gpu/README.md; benchmarks/gpu/lent.py runs it.
+ort-cuda, ort-cuda-exported, ort-cuda-graph, ort-tensorrt, tensorrt-build, tensorrt-build-more, tensorrt,
+tensorrt-no-graph, profile, report. What each measures is in benchmarks/gpu/README.md.
 
 This file and what the TensorRT parts import run under Python 3.9 without PyTorch.
 """
@@ -34,14 +33,11 @@ PARTS: dict[str, Callable[[Check], None]] = {
     "ort-cuda-exported": Check.ort_cuda_exported,
     "ort-cuda-graph": Check.ort_cuda_graph,
     "ort-tensorrt": Check.ort_tensorrt,
-    "build-references": Check.build_references,
     "tensorrt-build": Check.tensorrt_build,
     "tensorrt-build-more": Check.tensorrt_build_more,
     "tensorrt": Check.tensorrt,
     "tensorrt-no-graph": Check.tensorrt_no_graph,
     "profile": Check.profile,
-    "precision-prepare": Check.precision_prepare,
-    "precision": Check.precision,
     "report": Check.report,
 }
 # What runs without a GPU.
@@ -53,8 +49,6 @@ DRY_PARTS = (
     "literal",
     "ort-cpu",
     "profile",
-    "precision-prepare",
-    "precision",
     "report",
 )
 

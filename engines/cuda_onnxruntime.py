@@ -24,10 +24,12 @@ from freeprompt.engines.onnxruntime_library import (
     check_available,
     cuda_options,
     failure,
+    onnxruntime_runner,
     open_session,
     prepared_model,
 )
 from freeprompt.engines.session import Array, Feed, NumpyArray, Session, check_feeds
+from freeprompt.engines.verify import verify_session
 from freeprompt.errors import BackendError
 from freeprompt.manifest import GraphSpec, TensorSpec
 
@@ -150,9 +152,14 @@ class BoundOnnxRuntimeBackend:
         return f"cuda:{self.cuda.device}"
 
     def open(self, bundle: Bundle, graph: str) -> Session:
+        model = prepared_model(bundle, graph) if self._prepared else None
+        session = self._open(bundle, graph, model)
+        verify_session(bundle, graph, session, onnxruntime_runner("cuda", True, model))
+        return session
+
+    def _open(self, bundle: Bundle, graph: str, model: Optional[bytes]) -> Session:
         options = {**cuda_options(), "user_compute_stream": str(self.cuda.stream)}
         spec = bundle.manifest.graph(graph)
-        model = prepared_model(bundle, graph) if self._prepared else None
         if self._cuda_graphs:
             try:
                 recording = [(PROVIDERS["cuda"], {**options, "enable_cuda_graph": "1"})]

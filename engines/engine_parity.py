@@ -1,17 +1,13 @@
 """Whether a built engine computes what its graph says: seeded inputs, ONNX Runtime on the CPU as reference.
 
-Wrong fused kernels have shipped (TensorRT issue 4837), so the engine itself is checked, at every profile. The CPU
-provider of ONNX Runtime computes half-precision nodes in float32. Its results are kept in the bundle's engine folder:
-where there is no ONNX Runtime (a Python that has TensorRT and little else) they can be brought along.
+Wrong fused kernels have shipped (NVIDIA/TensorRT#4837), so the engine itself is checked, at every profile. The CPU
+provider of ONNX Runtime computes half-precision nodes in float32.
 """
 
 from __future__ import annotations
 
-import hashlib
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -19,15 +15,12 @@ from freeprompt.bundle import Bundle
 from freeprompt.engines.session import NumpyArray, Session
 from freeprompt.engines.tensorrt_profile import Profile
 from freeprompt.errors import BackendError
-from freeprompt.files import atomic_path
 from freeprompt.manifest import Manifest, TensorSpec
 
 # Bounds on the relative L2 difference. float32: other orders of summation and Winograd convolutions, TF32 switched off.
 # float16: the export allows 2e-2 against float32 PyTorch, and the engine rounds elsewhere than the reference. A wrong
 # kernel gives 0.1 and more.
-# Chosen, not yet measured on a GPU: see benchmarks/gpu.
 THRESHOLDS = {"float32": 1e-3, "float16": 2e-2}
-REFERENCES = "references"
 SEED = 20240304
 
 
@@ -55,37 +48,20 @@ def profile_to_sizes(profile: Profile) -> dict[str, int]:
 def reference_outputs(
     bundle: Bundle, graph: str, sizes: Mapping[str, int], threads: int | None = None
 ) -> dict[str, NumpyArray]:
-    """Outputs for ``seeded_inputs``: from the bundle's engine folder, or computed and kept there.
+    """Outputs for ``seeded_inputs`` by ONNX Runtime on the CPU.
 
     Raises:
-        BackendError: not kept, and ONNX Runtime is not installed.
+        BackendError: ONNX Runtime is not installed.
     """
-    path = reference_path(bundle, graph, sizes)
-    kept = _load(path)
-    if kept is not None:
-        return kept
     try:
         from freeprompt.engines.onnxruntime_backend import OnnxRuntimeBackend
     except ImportError as error:
         raise BackendError(
-            f"parity of graph {graph} cannot be checked: ONNX Runtime is not installed here and {path} is not there. "
-            "Install onnxruntime, or make the references where it is installed: 'freeprompt build --references'"
+            f"parity of graph {graph} cannot be checked: ONNX Runtime is not installed here. Install onnxruntime"
         ) from error
     session = OnnxRuntimeBackend("cpu", threads).open(bundle, graph)
     outputs = session.run(seeded_inputs(bundle.manifest, graph, sizes))
-    values = {name: array.numpy() for name, array in outputs.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **values)  # type: ignore[arg-type]
-    return values
-
-
-def reference_path(bundle: Bundle, graph: str, sizes: Mapping[str, int]) -> Path:
-    """Where the reference of a graph at given sizes is kept; other inputs or another graph give another name."""
-    dims = ",".join(f"{name}={size}" for name, size in sorted(sizes.items()))
-    content = f"{bundle.graph_sha256(graph)} {SEED} {dims}"
-    digest = hashlib.sha256(content.encode()).hexdigest()[:16]
-    return bundle.engines / REFERENCES / f"{graph}-{digest}.npz"
+    return {name: array.numpy() for name, array in outputs.items()}
 
 
 def session_to_parity(
@@ -124,16 +100,6 @@ def compare(label: str, expected: Mapping[str, NumpyArray], got: Mapping[str, Nu
         total += float(np.sum(want.astype(np.float64) ** 2))
         largest = max(largest, float(np.abs(difference).max()))
     return EngineParity(label, (square / total) ** 0.5 if total else square**0.5, largest)
-
-
-def _load(path: Path) -> dict[str, NumpyArray] | None:
-    if not path.is_file():
-        return None
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile):
-        return None  # cut off while it was copied: computed again, or reported as missing
 
 
 def _values(

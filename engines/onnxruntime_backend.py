@@ -17,11 +17,13 @@ from freeprompt.engines.onnxruntime_library import (
     cuda_options,
     failure,
     load_libraries,
+    onnxruntime_runner,
     open_session,
     prepared_model,
     tensorrt_options,
 )
 from freeprompt.engines.session import Array, Feed, HostArray, NumpyArray, Session, check_feeds
+from freeprompt.engines.verify import verify_session
 from freeprompt.errors import BackendError
 from freeprompt.manifest import TensorSpec
 
@@ -141,10 +143,16 @@ class OnnxRuntimeBackend:
         return "cpu" if self._name == "cpu" else "cuda:0"
 
     def open(self, bundle: Bundle, graph: str) -> Session:
-        return self.open_model(bundle, graph, prepared_model(bundle, graph) if self._prepared else None)
+        model = prepared_model(bundle, graph) if self._prepared else None
+        session = self.open_model(bundle, graph, model)
+        verify_session(bundle, graph, session, onnxruntime_runner(self._name, self._fused, model))
+        return session
 
     def open_model(self, bundle: Bundle, graph: str, model: Optional[bytes]) -> Session:
-        """Open ``model``, an ONNX file whose weights are the bundle's; None: the graph as it was exported."""
+        """Open ``model``, an ONNX file whose weights are the bundle's; None: the graph as it was exported.
+
+        Without asking for its known answer: for comparisons.
+        """
         providers = self._providers(bundle)
         session = open_session(bundle, graph, self._name, providers, self._threads, self._fused, model)
         specs = bundle.manifest.graph(graph).inputs

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import hashlib
 import io
 import re
 import sys
@@ -15,6 +16,7 @@ import numpy as np
 import onnxruntime as ort
 
 from freeprompt.bundle import Bundle
+from freeprompt.engines.verify import Runner
 from freeprompt.errors import BackendError
 
 PROVIDERS = {
@@ -30,6 +32,9 @@ INSTALL_CUDA = "install them with pip install 'onnxruntime-gpu[cuda,cudnn]'"
 # Where the weights are that a model in memory names.
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 
+# 1.17 to 1.19 fail on these graphs, 1.20.0 to 1.21.0 compute the text encoder's attention wrong without a word.
+OLDEST = (1, 21, 1)
+
 Provider = tuple[str, dict[str, str]]
 
 
@@ -37,6 +42,24 @@ def available() -> tuple[str, ...]:
     """Names of the ONNX Runtime backends that the installed build has."""
     providers = ort.get_available_providers()
     return tuple(name for name, provider in PROVIDERS.items() if provider in providers)
+
+
+def check_version(version: str = "") -> None:
+    """Raises BackendError if the installed onnxruntime is older than ``OLDEST``.
+
+    Whatever a package's requirements say, another may have been put in its place; the library itself is asked.
+
+    Args:
+        version: of the library; "": as it is installed.
+    """
+    version = version or str(ort.__version__)
+    found = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", version)
+    oldest = ".".join(map(str, OLDEST))
+    if found is None or tuple(int(part or 0) for part in found.groups()) < OLDEST:
+        raise BackendError(
+            f"onnxruntime {version} is installed, and versions before {oldest} fail on these graphs or compute them "
+            f"wrong; install a later one: pip install 'onnxruntime>={oldest}'"
+        )
 
 
 def cuda_problem() -> Optional[str]:
@@ -63,7 +86,8 @@ def cuda_problem() -> Optional[str]:
 
 
 def check_available(name: str) -> None:
-    """Raises BackendError if the installed onnxruntime lacks the provider of that name."""
+    """Raises BackendError if the installed onnxruntime is too old or lacks the provider of that name."""
+    check_version()
     if name not in available():
         raise BackendError(
             f"backend {name!r} is not there: the installed onnxruntime {ort.__version__} has no "
@@ -117,6 +141,14 @@ def open_session(
         problem = cuda_problem() or "check that its libraries match this onnxruntime-gpu"
         raise BackendError(f"ONNX Runtime could not use {PROVIDERS[name]} on this machine: {problem}")
     return session
+
+
+def onnxruntime_runner(name: str, fused: bool, model: Optional[bytes]) -> Runner:
+    """What runs a graph in that form on that provider."""
+    form = "fused" if fused else "standard"
+    if model is not None:
+        form = hashlib.sha256(model).hexdigest()
+    return Runner(f"ONNX Runtime {ort.__version__} ({PROVIDERS[name]})", f"{ort.get_build_info()} {form}")
 
 
 def prepared_model(bundle: Bundle, graph: str) -> Optional[bytes]:

@@ -61,12 +61,14 @@ class StepCase:
 def step_cases(latents: LatentSpec, text: TextSpec, architecture: Architecture, routes: Routes) -> list[StepCase]:
     """The first is for tracing (no size equals another or is 0 or 1), the others differ in size and in batch.
 
+    The last is the smallest that still routes between rows and between neighbours: a bundle keeps it as known answer.
+
     Args:
         routes: "recorded" routes among own and recorded rows, "own" among own rows; with "none" every row uses its own
             maps and reads stepped latents, as in the record graph.
     """
     # rows, latents, pinned, texts, blocks of height and width, recorded rows
-    sizes = [(5, 2, 2, 3, 2, 3, 4), (3, 1, 1, 2, 2, 2, 1), (4, 2, 1, 3, 3, 2, 2)]
+    sizes = [(5, 2, 2, 3, 2, 3, 4), (3, 1, 1, 2, 2, 2, 1), (4, 2, 1, 3, 3, 2, 2), (2, 1, 1, 2, 1, 2, 1)]
     return [_case(latents, text, architecture, routes, *size) for size in sizes]
 
 

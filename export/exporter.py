@@ -26,6 +26,7 @@ from freeprompt.files import atomic_folder, file_to_sha256
 from freeprompt.manifest import FORMAT_VERSION, MANIFEST_NAME, FileSpec, LatentSpec, Manifest, manifest_to_json
 
 TOKENIZER = "tokenizer.json"
+KNOWN_ANSWERS = "known_answers.safetensors"
 
 
 def export_checkpoint(
@@ -82,6 +83,7 @@ def _fill(folder: Path, checkpoint: Checkpoint, settings: ExportSettings, progre
     for stage in stages:
         write_stage(stage, writer, calibration)
     UnetExport(checkpoint.unet, architecture, latents, text, writer).write(calibration)
+    writer.answers.write(folder / KNOWN_ANSWERS)
     return Manifest(
         format_version=FORMAT_VERSION,
         producer=f"freeprompt {freeprompt.__version__}, torch {torch.__version__}",
@@ -98,6 +100,7 @@ def _fill(folder: Path, checkpoint: Checkpoint, settings: ExportSettings, progre
         files=_files(folder),
         notes=notes,
         half_precision=writer.half.to_spec() if half else None,
+        known_answers=KNOWN_ANSWERS,
     )
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from freeprompt.errors import ExportError, OutputError
 from freeprompt.export.fusion import ATTENTION, fuse
 from freeprompt.export.half import HalfLog
+from freeprompt.export.known_answers import KnownAnswers
 from freeprompt.export.onnx_graph import module_to_onnx
 from freeprompt.export.parity import THRESHOLDS, Expectation, graph_to_parity
 from freeprompt.export.settings import ExportSettings, Precision, Progress
@@ -25,12 +26,14 @@ class GraphWriter:
     Attributes:
         graphs: name -> what the manifest says of it.
         half: what was decided about half precision; empty where the bundle is float32.
+        answers: of every graph, for the runtimes that will run it.
     """
 
     def __init__(self, folder: Path, settings: ExportSettings, progress: Progress) -> None:
         self.folder, self.settings, self.progress = folder, settings, progress
         self.graphs: dict[str, GraphSpec] = {}
         self.half = HalfLog()
+        self.answers = KnownAnswers()
 
     def trace(
         self,
@@ -79,7 +82,7 @@ class GraphWriter:
 
         Args:
             name: of the graph.
-            expectations, names, outputs: as ``graph_to_parity`` takes them.
+            expectations, names, outputs: as ``graph_to_parity`` takes them; the last is kept as known answer.
             signature: of the graph.
             precision: of its weights, where it is not that of the settings.
 
@@ -98,7 +101,14 @@ class GraphWriter:
         fused_layers = f", {operators.get(ATTENTION, 0)} of {layers} attention layers fused" if layers else ""
         self.progress(f"graph {name}: agrees with torch to {worst:.1e}{fused_layers}")
         fused = FusedGraph(fused_path.name, operators, fused_parity)
-        self.graphs[name] = GraphSpec(path.name, signature[0], signature[1], parity, THRESHOLDS[precision], fused=fused)
+        known = expectations[-1]
+        answer = self.answers.add(
+            {spec.name: known.inputs[names.index(spec.name)] for spec in signature[0]},
+            {spec.name: value for spec, value in zip(signature[1], known.outputs[outputs], strict=True)},
+        )
+        self.graphs[name] = GraphSpec(
+            path.name, *signature, parity, THRESHOLDS[precision], fused=fused, known_answer=answer
+        )
 
 
 def _write_fused(name: str, path: Path, fused_path: Path) -> tuple[dict[str, int], int]:

@@ -34,7 +34,7 @@ def vae_decoder_signature(latents: LatentSpec) -> Signature:
 
 
 def step_signature(latents: LatentSpec, text: TextSpec, layers: int, cross_layers: int) -> Signature:
-    """The step graph of design.md, 4. ``pinned_latents`` are read by rows but not stepped: the source's trajectory."""
+    """The step graph. ``pinned_latents`` are read by rows but not stepped: the source's trajectory."""
     inputs = (
         _latents("latents", "latents", latents),
         _latents("pinned_latents", "pinned", latents),

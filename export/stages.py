@@ -27,7 +27,8 @@ class Stage:
     Attributes:
         name: of the graph.
         module: what is traced; in float32.
-        cases: (description of the shapes, arguments); the first is traced, the others are compared.
+        cases: (description of the shapes, arguments); the first is traced, the others are compared, and the last of
+            them, a small one, is the bundle's known answer.
         dynamic_shapes: as ``torch.export`` takes them.
         signature: of the graph.
     """
@@ -55,7 +56,7 @@ def _text_encoder(checkpoint: Checkpoint, text: TextSpec) -> Stage:
     return Stage(
         "text_encoder",
         TextEncoderGraph(checkpoint.text_encoder),
-        (case(2), case(1), case(3)),
+        (case(2), case(1), case(3), case(2)),
         ({0: torch.export.Dim("texts", min=1, max=1024)},),
         text_encoder_signature(text),
     )
@@ -67,7 +68,9 @@ def _autoencoder(checkpoint: Checkpoint, spec: LatentSpec) -> tuple[Stage, Stage
     dim = torch.export.Dim
     count, h, w = dim("images", min=1, max=64), dim("h", min=1, max=4096), dim("w", min=1, max=4096)
     pixels, codes = [], []
-    for images, height, width in ((2, 2 * block, 3 * block), (1, 2 * block, 2 * block), (3, 3 * block, 2 * block)):
+    # images, and blocks of height and width
+    for images, high, wide in ((2, 2, 3), (1, 2, 2), (3, 3, 2), (1, 1, 2)):
+        height, width = high * block, wide * block
         shapes = f"images={images} latents {height}x{width}"
         image = torch.rand(images, 3, height * scale, width * scale, generator=generator)
         code = torch.randn(images, spec.channels, height, width, generator=generator)

@@ -5,7 +5,7 @@ and sets ``run`` on it: a function that takes the parsed arguments and raises Fr
 it fails. It is found by its file name. Modules of commands import what is heavy inside ``run``:
 ``--help`` must not wait for NumPy and ONNX Runtime.
 
-Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted by Ctrl-C (143 by SIGTERM).
+Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted by Ctrl-C (143 by SIGTERM, 129 by SIGHUP).
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ NOTHING_TO_BUILD = {
 }
 BUILDABLE = "tensorrt, cuda or ort-tensorrt"
 # Options that only TensorRT's own builder takes, by their names in the parsed arguments.
-TENSORRT_ONLY = ("range", "profile", "workspace", "optimization_level", "stream_weights", "trust", "references")
+TENSORRT_ONLY = ("range", "profile", "workspace", "optimization_level", "stream_weights", "trust")
 
 
 def register(subparsers: clioptions.Subparsers) -> None:
@@ -103,11 +103,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="also check and adopt engines in BUNDLE that were built elsewhere. An engine is code: "
         "only if you know who built them",
     )
-    parser.add_argument(
-        "--references",
-        action="store_true",
-        help="only compute what engines will be compared with, for a machine without ONNX Runtime",
-    )
     parser.add_argument("-q", "--quiet", action="store_true", help="print errors only")
 
 
@@ -119,9 +114,6 @@ def run(arguments: argparse.Namespace) -> None:
     for graph in arguments.graph or ():
         bundle.manifest.graph(graph)
     stages = Stages(arguments.quiet)
-    if arguments.references:
-        _make_references(bundle, shapes, arguments, stages)
-        return
     if arguments.backend == "ort-tensorrt":
         _warm_provider(bundle, shapes, arguments, stages)
         return
@@ -186,11 +178,7 @@ def _warm_provider(bundle: Bundle, shapes: Shapes, arguments: argparse.Namespace
 
 
 def _shapes(bundle: Bundle, arguments: argparse.Namespace) -> Shapes:
-    from freeprompt.engines.tensorrt_profile import (
-        DEFAULT_ROWS,
-        Rows,
-        Shapes,
-    )
+    from freeprompt.engines.tensorrt_profile import DEFAULT_ROWS, Rows, Shapes
 
     latents = bundle.manifest.latents
     rows = DEFAULT_ROWS if arguments.rows is None else arguments.rows
@@ -203,22 +191,6 @@ def _shapes(bundle: Bundle, arguments: argparse.Namespace) -> Shapes:
     for graph in bundle.manifest.graphs:
         shapes.profiles(bundle.manifest, graph)  # a size that the model cannot take, before minutes of work
     return shapes
-
-
-def _make_references(bundle: Bundle, shapes: Shapes, arguments: argparse.Namespace, stages: Stages) -> None:
-    from freeprompt.engines.engine_parity import (
-        profile_to_sizes,
-        reference_outputs,
-        reference_path,
-    )
-
-    for graph in arguments.graph or bundle.manifest.graphs:
-        for profile in shapes.profiles(bundle.manifest, graph):
-            sizes = profile_to_sizes(profile)
-            with stages.stage(f"{graph} at {profile}"):
-                reference_outputs(bundle, graph, sizes)
-            if not arguments.quiet:
-                print(reference_path(bundle, graph, sizes), flush=True)
 
 
 def _outcome_to_line(outcome: Outcome) -> str:

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from freeprompt import cliguard, clioptions, clioutput, defaults
-from freeprompt.cliinversion import is_saved, open_source
+from freeprompt import cliguard, clioptions, clioutput, cliprompt, defaults
+from freeprompt.cliinversion import check_exists, check_source, is_saved, open_source
 from freeprompt.cliprogress import Stages
 
 if TYPE_CHECKING:
@@ -16,14 +16,16 @@ if TYPE_CHECKING:
     from freeprompt.editor import Editor
     from freeprompt.runtime.inversion import Inversion
 
-DESCRIPTION = """\
+DESCRIPTION = f"""\
 Edit IMAGE: invert it, then denoise it once for each PROMPT with the self-attention maps of the
 source. IMAGE may also be a file that --save-inversion wrote (its name ends in .inversion): then it is
-not inverted again.
+not inverted again, and --steps, --size and --fit are its own.
+
+{cliprompt.RULES}
 
 The result goes to OUT; several prompts give OUT-1.png, OUT-2.png, ... in their order. Files of
 these names are replaced. Without -o, OUT is IMAGE's name with "-edited.png" for its suffix, in the
-current folder."""
+current folder, and a file of that name is replaced with --force only."""
 
 
 def register(subparsers: clioptions.Subparsers) -> None:
@@ -32,11 +34,13 @@ def register(subparsers: clioptions.Subparsers) -> None:
     parser.add_argument("image", metavar="IMAGE", type=Path, help="the picture to edit, or a saved inversion")
     parser.add_argument("prompts", metavar="PROMPT", nargs="+", help="what the result should show")
     parser.add_argument("-o", "--output", metavar="OUT", type=Path, help="default: IMAGE-edited.png, see above")
-    clioptions.add_edit_options(parser, fraction=defaults.REAL_FRACTION)
+    cliprompt.add_many_option(parser)
+    clioptions.add_edit_options(parser, fraction=defaults.REAL_FRACTION, default_steps=None)
     clioptions.add_record_option(parser)
     clioptions.add_limit_options(parser)
     clioptions.add_size_options(parser)
-    clioptions.add_fit_option(parser)
+    clioptions.add_fit_option(parser, default=None)
+    clioptions.add_output_options(parser)
     clioptions.add_model_options(parser)
     parser.add_argument(
         "--plan",
@@ -60,24 +64,31 @@ def register(subparsers: clioptions.Subparsers) -> None:
         "--side-by-side",
         metavar="FILE",
         type=Path,
-        help="also write one picture of IMAGE, as it was fitted, and every result",
+        help="also write one picture of IMAGE, as it was fitted, and every result; pictures under 256 pixels are "
+        "magnified on it by a whole factor",
     )
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
+    cliprompt.check_prompts(arguments.prompts, arguments.many, arguments.image)
+    check_source(arguments)
     output = arguments.output or Path(f"{arguments.image.stem}-edited.png")
     outputs = clioutput.numbered(output, len(arguments.prompts))
     sheet, latents_file, saved = arguments.side_by_side, arguments.save_latents, arguments.save_inversion
+    pictures = [*outputs, *([sheet] if sheet else [])]
+    clioutput.check_quality(arguments.quality, pictures)
     if not arguments.plan:
         clioutput.check_outputs(
-            [*outputs, *([sheet] if sheet else [])],
+            pictures,
             [latents_file] if latents_file else [],
             [arguments.image],
             [saved] if saved else [],
         )
+        clioutput.check_free(outputs, arguments.force or arguments.output is not None)
+        check_exists(arguments.image)
 
-    from freeprompt.runtime.plan import plan_to_text
+    from freeprompt.runtime.plan import APPROXIMATE, plan_to_text
 
     stages = Stages(arguments.quiet or arguments.plan)
     settings = clioptions.edit_settings(arguments)
@@ -92,7 +103,7 @@ def run(arguments: argparse.Namespace) -> None:
         return
     with stages.stage("inversion"):
         inversion = known or open_source(editor, arguments, stages, settings["record"])
-    with stages.stage("editing"):
+    with stages.stage("editing", sum(len(plan.steps) for plan in plans if plan.name == "edit")):
         latents = editor.edit_latents(inversion, arguments.prompts, **settings, callback=stages.step)
     if saved:
         with cliguard.hold_interrupts():
@@ -102,11 +113,14 @@ def run(arguments: argparse.Namespace) -> None:
     with stages.stage("decoding"):
         results = editor.decode(latents)
     with stages.stage("writing"):
-        clioutput.write_images(results, outputs)
+        clioutput.write_images(results, outputs, arguments.quality)
         if sheet:
-            clioutput.write_image(clioutput.side_by_side([_source(editor, inversion, arguments), *results]), sheet)
+            joined = clioutput.side_by_side([_source(editor, inversion, arguments), *results])
+            clioutput.write_image(joined, sheet, arguments.quality)
     named = [f"{path}: {prompt}" for prompt, path in zip(arguments.prompts, outputs)]
-    stages.report(*named, *filter(None, (latents_file, saved, sheet)))
+    notes = [APPROXIMATE] if any(plan.approximate for plan in plans) else []
+    notes.append(clioptions.bundle_to_line(editor.bundle))
+    stages.report(*named, *filter(None, (latents_file, saved, sheet)), *notes)
 
 
 def _record_mode(arguments: argparse.Namespace) -> str:

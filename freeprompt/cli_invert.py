@@ -6,13 +6,14 @@ import argparse
 from pathlib import Path
 
 from freeprompt import clioptions, clioutput
+from freeprompt.cliinversion import check_exists
 from freeprompt.cliprogress import Stages
 
 DESCRIPTION = """\
 Invert IMAGE with DDIM and the empty prompt, and write its latents at every noise level, level 0
 (clean) first: a NumPy file [steps+1,1,channels,height,width] of float32. A file of that name is
 replaced. Without -o it is IMAGE's name with "-trajectory.npy" for its suffix, in the current
-folder."""
+folder, and a file of that name is replaced with --force only."""
 
 
 def register(subparsers: clioptions.Subparsers) -> None:
@@ -29,6 +30,7 @@ def register(subparsers: clioptions.Subparsers) -> None:
     clioptions.add_steps_option(parser)
     clioptions.add_size_options(parser)
     clioptions.add_fit_option(parser)
+    clioptions.add_force_option(parser)
     clioptions.add_model_options(parser)
 
 
@@ -36,6 +38,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
     output = arguments.output or Path(f"{arguments.image.stem}-trajectory.npy")
     clioutput.check_outputs([], [output], [arguments.image])
+    clioutput.check_free([output], arguments.force or arguments.output is not None)
+    check_exists(arguments.image)
 
     stages = Stages(arguments.quiet)
     with stages.stage("loading"):
@@ -51,4 +55,4 @@ def run(arguments: argparse.Namespace) -> None:
     with stages.stage("writing"):
         clioutput.write_array(inversion.trajectory, output)
     shape = "x".join(str(n) for n in inversion.trajectory.shape)
-    stages.report(f"{output}: {shape} float32")
+    stages.report(f"{output}: {shape} float32", clioptions.bundle_to_line(editor.bundle))

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from freeprompt import clioptions, clioutput, defaults
+from freeprompt import cliguard, clioptions, clioutput, defaults
+from freeprompt.climessage import escaped
 from freeprompt.cliprogress import Stages
+from freeprompt.errors import Cancelled, FreePromptError
+
+if TYPE_CHECKING:
+    from freeprompt.editor import Editor
+    from freeprompt.runtime.inversion import Inversion
 
 DESCRIPTION = """\
 Invert IMAGE once (or open a saved inversion), then read prompts, one a line, and edit at each.
 
-The results are OUT-1.png, OUT-2.png, ...; files of these names are replaced. Without -o, OUT is IMAGE's
-name with "-edited.png" for its suffix, in the current folder. An empty line is passed over; "quit" or the
-end of the input ends. The source is recorded at the first edit, so that the others cost their own rows only."""
+The results are OUT-1.png, OUT-2.png, ...; a number whose file exists is passed over, or with --force its
+file replaced. Without -o, OUT is IMAGE's name with "-edited.png" for its suffix, in the current folder. The
+source is recorded at the first edit, so that the others cost their own rows only.
+
+An empty line is passed over; "quit" or the end of the input ends. Ctrl-C cancels an edit after the step
+that runs (pressed again: at once), and the next prompt is read; where none runs it ends. Lines that could
+not be edited are told; if there were any, the exit code is 1."""
 
 _ENDS = frozenset({"quit", "exit", ":q"})
 
@@ -28,51 +40,85 @@ def register(subparsers: clioptions.Subparsers) -> None:
     )
     parser.add_argument("image", metavar="IMAGE", type=Path, help="the picture, or a file of --save-inversion")
     parser.add_argument("-o", "--output", metavar="OUT", type=Path, help="default: IMAGE-edited.png, see above")
-    clioptions.add_edit_options(parser, fraction=defaults.REAL_FRACTION)
+    clioptions.add_edit_options(parser, fraction=defaults.REAL_FRACTION, default_steps=None)
     clioptions.add_limit_options(parser)
     clioptions.add_size_options(parser)
-    clioptions.add_fit_option(parser)
+    clioptions.add_fit_option(parser, default=None)
+    clioptions.add_output_options(parser)
     clioptions.add_model_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
-    output = arguments.output or Path(f"{arguments.image.stem}-edited.png")
-    clioutput.check_outputs([_numbered(output, 1)], [], [arguments.image])
+    from freeprompt.cliinversion import check_exists, check_source, is_saved, open_source
 
-    from freeprompt.cliinversion import open_source
-    from freeprompt.errors import OutputError, UsageError
+    check_source(arguments)
+    if arguments.output is None:
+        arguments.output = Path(f"{arguments.image.stem}-edited.png")
+    first = _numbered(arguments, 1)[1]
+    clioutput.check_quality(arguments.quality, [first])
+    clioutput.check_outputs([first], [], [arguments.image])
+    check_exists(arguments.image)
 
     stages = Stages(arguments.quiet)
     with stages.stage("loading"):
         editor = clioptions.load_editor(arguments)
-        # A wrong setting is told now, not at the first line.
         settings = clioptions.edit_settings(arguments)
-        editor.plan("", steps=arguments.steps, **settings)
+        known = open_source(editor, arguments, stages) if is_saved(arguments.image) else None
+        # A wrong setting is told now, not at the first line.
+        editor.plan("", steps=arguments.steps, inversion=known, **settings)
     with stages.stage("inversion"):
-        inversion = open_source(editor, arguments, stages)
-    if not arguments.quiet:
-        print(stages.summary(), flush=True)
-    number = 0
+        inversion = known or open_source(editor, arguments, stages)
+    stages.report(clioptions.bundle_to_line(editor.bundle))
+    sys.stdout.flush()
+    _edit_lines(editor, inversion, settings, arguments, stages)
+
+
+def _edit_lines(
+    editor: Editor, inversion: Inversion, settings: dict[str, Any], arguments: argparse.Namespace, stages: Stages
+) -> None:
+    from freeprompt.runtime.recording import Record
+
+    def abandon() -> None:
+        """Record anew: the pass that ran may be half kept."""
+        inversion.records.update({mode: Record() for mode in inversion.records})
+
+    number = lines = failed = 0
     for prompt in _lines():
-        number += 1
-        path = _numbered(output, number)
+        lines += 1
         start = time.perf_counter()
         try:
-            image = editor.edit(inversion, prompt, **settings, callback=stages.step)[0]
-            clioutput.write_image(image, path)
-        except (UsageError, OutputError) as error:
+            with cliguard.cancellable(abandon), stages.stage("editing"):
+                image = editor.edit(inversion, prompt, **settings, callback=stages.step)[0]
+                number, path = _numbered(arguments, number + 1)
+                clioutput.write_image(image, path, arguments.quality)
+                stages.clear()
+                print(f"{escaped(str(path))}: {escaped(prompt)} ({time.perf_counter() - start:.2f} s)", flush=True)
+        except Cancelled:
+            cliguard.say_error("cancelled; the next prompt is read, Ctrl-C there ends")
+        except FreePromptError as error:
             # The next line may do better; what was inverted is worth keeping.
-            stages.clear()
-            print(f"freeprompt: error: {error}", file=sys.stderr, flush=True)
-            number -= 1
-            continue
-        stages.clear()
-        print(f"{path}: {prompt} ({time.perf_counter() - start:.2f} s)", flush=True)
+            cliguard.say_failure(error)
+            failed += 1
+    if failed:
+        raise FreePromptError(f"{failed} of {lines} edits failed")
 
 
-def _numbered(output: Path, number: int) -> Path:
-    return output.with_name(f"{output.stem}-{number}{output.suffix}")
+def _numbered(arguments: argparse.Namespace, number: int) -> tuple[int, Path]:
+    """The number of the next result, ``number`` or the first after it that is free, and its file."""
+    output: Path = arguments.output
+    while True:
+        path = output.with_name(f"{output.stem}-{number}{output.suffix}")
+        if not os.path.lexists(path) or (arguments.force and not _same(path, arguments.image)):
+            return number, path
+        number += 1
+
+
+def _same(path: Path, other: Path) -> bool:
+    try:
+        return path.samefile(other)
+    except OSError:
+        return False
 
 
 def _lines() -> Iterator[str]:

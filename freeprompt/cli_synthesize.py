@@ -5,16 +5,18 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from freeprompt import clioptions, clioutput, defaults
+from freeprompt import clioptions, clioutput, cliprompt, defaults
 from freeprompt.cliprogress import Stages
 
-DESCRIPTION = """\
+DESCRIPTION = f"""\
 Generate a picture of SOURCE and, from the same noise and with its self-attention maps, one of each
 TARGET.
 
+{cliprompt.RULES}
+
 The source goes to OUT-source.png, the target to OUT; several targets give OUT-1.png, OUT-2.png, ...
 in their order. Files of these names are replaced. Without -o, OUT is synthesized.png in the
-current folder."""
+current folder, and files of these names are replaced with --force only."""
 
 
 def register(subparsers: clioptions.Subparsers) -> None:
@@ -24,28 +26,32 @@ def register(subparsers: clioptions.Subparsers) -> None:
     )
     parser.add_argument("source", metavar="SOURCE", help="prompt of the source")
     parser.add_argument("targets", metavar="TARGET", nargs="+", help="prompts of the edits")
-    parser.add_argument(
-        "-o",
-        "--output",
-        metavar="OUT",
-        type=Path,
-        default=Path("synthesized.png"),
-        help="default: synthesized.png, see above",
-    )
+    parser.add_argument("-o", "--output", metavar="OUT", type=Path, help="default: synthesized.png, see above")
+    cliprompt.add_many_option(parser)
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the noise, from 0 on (default: 0)")
     clioptions.add_edit_options(parser, fraction=defaults.SYNTHETIC_FRACTION)
     clioptions.add_size_options(parser)
+    clioptions.add_output_options(parser)
     clioptions.add_model_options(parser)
-    parser.add_argument("--side-by-side", metavar="FILE", type=Path, help="also write one picture of all results")
+    parser.add_argument(
+        "--side-by-side",
+        metavar="FILE",
+        type=Path,
+        help="also write one picture of all results; those under 256 pixels are magnified on it by a whole factor",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
-    output: Path = arguments.output
+    cliprompt.check_prompts([arguments.source, *arguments.targets], arguments.many)
+    output = arguments.output or Path("synthesized.png")
     source = output.with_name(f"{output.stem}-source{output.suffix}")
     outputs = [source, *clioutput.numbered(output, len(arguments.targets))]
     sheet = arguments.side_by_side
-    clioutput.check_outputs([*outputs, *([sheet] if sheet else [])])
+    pictures = [*outputs, *([sheet] if sheet else [])]
+    clioutput.check_quality(arguments.quality, pictures)
+    clioutput.check_outputs(pictures)
+    clioutput.check_free(outputs, arguments.force or arguments.output is not None)
 
     stages = Stages(arguments.quiet)
     with stages.stage("loading"):
@@ -63,8 +69,8 @@ def run(arguments: argparse.Namespace) -> None:
     with stages.stage("decoding"):
         results = editor.decode(latents)
     with stages.stage("writing"):
-        clioutput.write_images(results, outputs)
+        clioutput.write_images(results, outputs, arguments.quality)
         if sheet:
-            clioutput.write_image(clioutput.side_by_side(results), sheet)
+            clioutput.write_image(clioutput.side_by_side(results), sheet, arguments.quality)
     named = [f"{path}: {prompt}" for prompt, path in zip((arguments.source, *arguments.targets), outputs)]
-    stages.report(*named, *filter(None, [sheet]))
+    stages.report(*named, *filter(None, [sheet]), clioptions.bundle_to_line(editor.bundle))

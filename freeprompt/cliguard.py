@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Callable
 
-from freeprompt.errors import FreePromptError, UsageError
+from freeprompt.climessage import in_options, one_line
+from freeprompt.errors import Cancelled, FreePromptError, FreePromptWarning, UsageError
 
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
@@ -22,26 +23,27 @@ if TYPE_CHECKING:
 DONE, FAILED, WRONG_USE = 0, 1, 2
 # By convention a program that a signal ended exits with 128 + the signal's number.
 SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+if hasattr(signal, "SIGHUP"):  # not on Windows
+    SIGNALS[signal.SIGHUP] = "hung up"
 # An impatient user presses the keys again; while the first interrupt cleans up, that must go on.
 _GRACE_SECONDS = 5.0
 
 
 class _Interrupts:
-    """Turns SIGINT and SIGTERM into KeyboardInterrupt; remembers what a library swallows."""
+    """Turns the signals that end a program into KeyboardInterrupt; remembers what a library swallows."""
 
     def __init__(self) -> None:
         self.received: int | None = None
         self._last = 0.0
         self._held = 0
+        self._cancellable = self._hurried = False
         self._before: dict[int, Any] = {}
 
     def install(self) -> None:
         if threading.current_thread() is not threading.main_thread():
             return
-        for number, default in (
-            (signal.SIGINT, signal.default_int_handler),
-            (signal.SIGTERM, signal.SIG_DFL),
-        ):
+        for number in SIGNALS:
+            default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
             # Whoever ignores a signal (nohup) or has a handler of his own keeps it.
             if signal.getsignal(number) is default:
                 self._before[number] = signal.signal(number, self._handle)
@@ -56,7 +58,13 @@ class _Interrupts:
         now, last = time.monotonic(), self._last
         first = self.received is None
         self.received, self._last = number, now
-        if not self._held and (first or now - last > _GRACE_SECONDS):
+        if self._cancellable:
+            # The first Ctrl-C waits for check(), where nothing is half done. No grace here: whoever presses again
+            # does not want to wait.
+            self._hurried = not first
+            if not self._held and (self._hurried or number != signal.SIGINT):
+                raise KeyboardInterrupt
+        elif not self._held and (first or now - last > _GRACE_SECONDS):
             raise KeyboardInterrupt
 
     @contextlib.contextmanager
@@ -66,6 +74,25 @@ class _Interrupts:
             yield
         finally:
             self._held -= 1
+        if not self._cancellable:
+            self.check()
+
+    @contextlib.contextmanager
+    def cancellable(self, abandon: Callable[[], object]) -> Iterator[None]:
+        self.check()
+        self._cancellable, self._hurried = True, False
+        try:
+            yield
+        except BaseException as error:
+            if self.received != signal.SIGINT:
+                raise
+            raise Cancelled("cancelled") from error
+        finally:
+            self._cancellable = False
+            if self.received == signal.SIGINT:
+                self.received = None
+            if self._hurried:
+                abandon()
         self.check()
 
     def check(self) -> None:
@@ -79,6 +106,15 @@ _interrupts = _Interrupts()
 def hold_interrupts() -> contextlib.AbstractContextManager[None]:
     """Within it an interrupt waits for the end of the block: for short writes."""
     return _interrupts.held()
+
+
+def cancellable(abandon: Callable[[], object]) -> contextlib.AbstractContextManager[None]:
+    """Within it Ctrl-C cancels the block and not the command: Cancelled is raised, and the next one counts anew.
+
+    The first is seen by ``check_interrupted`` alone, that is between steps; a second breaks off wherever it comes, and
+    ``abandon`` is called to drop what may be half done then. One that comes as the block ends is forgotten.
+    """
+    return _interrupts.cancellable(abandon)
 
 
 def check_interrupted() -> None:
@@ -133,7 +169,7 @@ def _failed(error: BaseException) -> int:
 
         traceback.print_exception(type(error), error, error.__traceback__)
     if isinstance(error, FreePromptError):
-        say_error(f"error: {error}")
+        say_failure(error)
         return WRONG_USE if isinstance(error, UsageError) else FAILED
     if isinstance(error, MemoryError):
         say_error("error: not enough memory; use fewer prompts at once, or a smaller --size")
@@ -155,26 +191,26 @@ def _ended_by(interrupts: _Interrupts) -> int:
     return 128 + number
 
 
+def say_failure(error: FreePromptError) -> None:
+    """The line of an error; of wrong use it names options, not arguments of the API."""
+    say_error(f"error: {in_options(str(error)) if isinstance(error, UsageError) else error}")
+
+
 def say_error(message: str) -> None:
     """One line on the standard error, whatever the message holds."""
+    if sys.stderr is None:  # closed; print would take the standard output in its place
+        return
     with contextlib.suppress(OSError, ValueError):
         print(f"freeprompt: {one_line(message)}", file=sys.stderr, flush=True)
-
-
-def one_line(message: str) -> str:
-    """Runs of white space, line ends among them, as one space; other control characters escaped."""
-    joined = " ".join(message.split())
-    return "".join(c if c.isprintable() or c == " " else repr(c)[1:-1] for c in joined)
 
 
 def _show_warnings_as_lines() -> None:
     if os.environ.get("FREEPROMPT_DEBUG") != "1":
         # Libraries warn of their own affairs; only what freeprompt says is for the user.
         warnings.simplefilter("ignore")
-    from freeprompt.errors import CheckpointWarning, PromptTruncatedWarning
-
-    warnings.simplefilter("always", PromptTruncatedWarning)
-    warnings.simplefilter("always", CheckpointWarning)
+    warnings.simplefilter("always", FreePromptWarning)
+    # What is checked before the work is met again in it.
+    said: set[str] = set()
 
     def show(
         message: Warning | str,
@@ -184,7 +220,10 @@ def _show_warnings_as_lines() -> None:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        say_error(f"warning: {message}")
+        words = in_options(str(message)) if issubclass(category, FreePromptWarning) else str(message)
+        if words not in said:
+            said.add(words)
+            say_error(f"warning: {words}")
 
     warnings.showwarning = show
 
@@ -218,9 +257,10 @@ __all__ = [
     "DONE",
     "FAILED",
     "WRONG_USE",
+    "cancellable",
     "check_interrupted",
     "guarded",
     "hold_interrupts",
-    "one_line",
     "say_error",
+    "say_failure",
 ]

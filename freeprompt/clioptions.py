@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from typing import TYPE_CHECKING, Any, Callable
 
 from freeprompt import defaults
@@ -66,33 +67,36 @@ def add_size_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_fit_option(parser: argparse.ArgumentParser) -> None:
-    """How a picture is brought to that size."""
+def add_fit_option(parser: argparse.ArgumentParser, default: str | None = defaults.FIT) -> None:
+    """How a picture is brought to that size. With None as its default, whoever reads it knows whether it was said."""
     parser.add_argument(
         "--fit",
         choices=("crop", "pad", "stretch"),
-        default="crop",
+        default=default,
         help="how IMAGE is brought to that size: cut what stands over, repeat the border, or "
         "change the aspect ratio (default: crop)",
     )
 
 
-def add_steps_option(parser: argparse.ArgumentParser) -> None:
-    """The number of DDIM steps."""
+def add_steps_option(parser: argparse.ArgumentParser, default: int | None = defaults.STEPS) -> None:
+    """The number of DDIM steps. With None as its default, whoever reads it knows whether it was said."""
     parser.add_argument(
-        "--steps", type=int, default=defaults.STEPS, metavar="N", help="DDIM steps (default: %(default)s)"
+        "--steps", type=int, default=default, metavar="N", help=f"DDIM steps (default: {defaults.STEPS})"
     )
 
 
-def add_edit_options(parser: argparse.ArgumentParser, fraction: float) -> None:
+def add_edit_options(
+    parser: argparse.ArgumentParser, fraction: float, default_steps: int | None = defaults.STEPS
+) -> None:
     """What an edit is made with."""
-    add_steps_option(parser)
+    add_steps_option(parser, default_steps)
     parser.add_argument(
         "--guidance",
         type=float,
         default=defaults.GUIDANCE,
         metavar="G",
-        help="classifier-free guidance (default: %(default)s)",
+        help="classifier-free guidance, from 0 on (default: %(default)s); up to 1 it is off, as in diffusers: a step "
+        "costs each prompt a row less, and a negative prompt says nothing",
     )
     parser.add_argument(
         "--replace-fraction",
@@ -121,6 +125,24 @@ def add_record_option(parser: argparse.ArgumentParser) -> None:
         "source row in every step that replaces maps, the same result with one graph in memory; inversion: "
         "record while inverting, fewer rows, an approximate result; auto (default): none for a single "
         "prompt, else exact",
+    )
+
+
+def add_output_options(parser: argparse.ArgumentParser) -> None:
+    """How pictures are written."""
+    add_force_option(parser)
+    parser.add_argument(
+        "--quality",
+        type=percentage,
+        metavar="N",
+        help="of JPEG and WebP, 1 to 100 (default: 95 of JPEG, and WebP without loss)",
+    )
+
+
+def add_force_option(parser: argparse.ArgumentParser) -> None:
+    """Whether files may be replaced whose names were not typed."""
+    parser.add_argument(
+        "-f", "--force", action="store_true", help="replace files that exist, also where their names are the default"
     )
 
 
@@ -168,13 +190,19 @@ def natural_number(text: str) -> int:
     return _whole_number(text, 0)
 
 
-def _whole_number(text: str, least: int) -> int:
+def percentage(text: str) -> int:
+    """A whole number from 1 to 100. Raises argparse.ArgumentTypeError."""
+    return _whole_number(text, 1, 100)
+
+
+def _whole_number(text: str, least: int, most: float = math.inf) -> int:
     try:
         value = int(text)
     except ValueError:
         value = least - 1
-    if value < least:
-        raise argparse.ArgumentTypeError(f"expected a whole number from {least} on, not {text!r}")
+    if not least <= value <= most:
+        wanted = f"from {least} on" if most == math.inf else f"from {least} to {most}"
+        raise argparse.ArgumentTypeError(f"expected a whole number {wanted}, not {text!r}")
     return value
 
 
@@ -193,6 +221,18 @@ def open_bundle(name: str, verify: bool = True) -> Bundle:
     from freeprompt.editor import DEMO, demo_bundle
 
     return Bundle.open(demo_bundle() if name == DEMO else name, verify)
+
+
+def bundle_to_line(bundle: Bundle) -> str:
+    """Which bundle a command ran, for its report."""
+    from freeprompt.editor import demo_bundle
+
+    if bundle.path.resolve() == demo_bundle().resolve():
+        return (
+            "bundle: demo, the built-in model: it knows coloured shapes only; for photographs export your checkpoint "
+            "with freeprompt export, and name it with --bundle"
+        )
+    return f"bundle: {bundle.path} (model {bundle.manifest.model})"
 
 
 def load_editor(arguments: argparse.Namespace, verify: bool = True) -> Editor:

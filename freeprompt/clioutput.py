@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,8 +21,11 @@ if TYPE_CHECKING:
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 ARRAY_SUFFIXES = (".npy",)
 INVERSION_SUFFIXES = (".inversion",)  # by which a saved inversion is told from a picture
+QUALITY_SUFFIXES = (".jpg", ".jpeg", ".webp")  # those that can leave something out
 # Beside white, so that the pictures of a sheet do not run into each other.
 _GAP = 8
+# Smaller pictures are magnified on a sheet: it is looked at.
+_SHEET_PIXELS = 256
 
 
 def numbered(path: Path, count: int) -> list[Path]:
@@ -57,6 +61,20 @@ def check_outputs(
         _check_writable(path)
 
 
+def check_free(paths: Iterable[Path], force: bool) -> None:
+    """Refuse to replace files whose names nobody typed. Raises OutputError."""
+    for path in () if force else paths:
+        with _as_output_error(path):
+            if os.path.lexists(path):
+                raise OutputError(f"{path} exists already: choose a name with -o, or replace it with --force")
+
+
+def check_quality(quality: int | None, paths: Iterable[Path]) -> None:
+    """Raises UsageError if no picture takes a quality."""
+    if quality is not None and not any(path.suffix.lower() in QUALITY_SUFFIXES for path in paths):
+        raise UsageError(f"--quality is for outputs that end in one of: {', '.join(QUALITY_SUFFIXES)}")
+
+
 def check_folder_output(path: Path) -> None:
     """Check that a folder can be made at ``path``, whose parents may be missing too.
 
@@ -71,13 +89,23 @@ def check_folder_output(path: Path) -> None:
             pass
 
 
-def write_image(image: Image.Image, path: Path) -> None:
-    """Write in the format of the suffix. Raises OutputError."""
+def write_image(image: Image.Image, path: Path, quality: int | None = None) -> None:
+    """Write in the format of the suffix.
+
+    Args:
+        quality: of JPEG and WebP, 1 to 100; None: 95 of JPEG, and WebP without loss.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     from freeprompt.files import atomic_path
 
-    # Chroma subsampling would blur what the model drew at this size.
-    jpeg = path.suffix.lower() in (".jpg", ".jpeg")
-    settings: dict[str, Any] = {"quality": 95, "subsampling": 0} if jpeg else {}
+    settings: dict[str, Any] = {}
+    if path.suffix.lower() in (".jpg", ".jpeg"):
+        # Chroma subsampling would blur what the model drew at this size.
+        settings = {"quality": 95 if quality is None else quality, "subsampling": 0}
+    elif path.suffix.lower() == ".webp":
+        settings = {"lossless": True} if quality is None else {"quality": quality}
     try:
         with hold_interrupts(), atomic_path(path) as temporary:
             image.save(temporary, **settings)
@@ -85,10 +113,10 @@ def write_image(image: Image.Image, path: Path) -> None:
         raise OutputError(f"cannot write {path}: {error}") from error
 
 
-def write_images(images: Iterable[Image.Image], paths: Iterable[Path]) -> None:
+def write_images(images: Iterable[Image.Image], paths: Iterable[Path], quality: int | None = None) -> None:
     """Write each under its name. Raises OutputError."""
     for image, path in zip(images, paths):
-        write_image(image, path)
+        write_image(image, path, quality)
 
 
 def write_array(array: NumpyArray, path: Path) -> None:
@@ -103,7 +131,7 @@ def write_array(array: NumpyArray, path: Path) -> None:
 
 
 def side_by_side(images: Sequence[Image.Image]) -> Image.Image:
-    """Pictures of one height from left to right on white."""
+    """Pictures of one size from left to right on white; small ones are magnified by a whole factor, to at most 256."""
     from PIL import Image
 
     width = sum(image.width for image in images) + _GAP * (len(images) - 1)
@@ -112,7 +140,8 @@ def side_by_side(images: Sequence[Image.Image]) -> Image.Image:
     for image in images:
         sheet.paste(image, (left, 0))
         left += image.width + _GAP
-    return sheet
+    factor = max(1, _SHEET_PIXELS // max(*images[0].size))
+    return sheet.resize((factor * sheet.width, factor * sheet.height), Image.Resampling.NEAREST)
 
 
 def _check_writable(path: Path) -> None:

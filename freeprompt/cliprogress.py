@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from freeprompt.cliguard import check_interrupted
+from freeprompt.climessage import escaped
 
 if TYPE_CHECKING:
     from freeprompt.editor import Progress
@@ -37,11 +38,13 @@ class Stages:
         self._line = ("", 0.0)
         self._shown = 0.0
         self._width = 0
+        self._clock = _Clock()
 
     @contextlib.contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Add the time of the block to that of the stage ``name``."""
+    def stage(self, name: str, steps: int | None = None) -> Iterator[None]:
+        """Add the time of the block to that of the stage ``name``; ``steps``: how many there are in it, if known."""
         start = time.perf_counter()
+        self._clock = _Clock(steps)
         if self._terminal:
             self._show(f"{name} ...", always=True)
         try:
@@ -54,8 +57,9 @@ class Stages:
     def step(self, progress: Progress) -> None:
         """The callback for Editor."""
         check_interrupted()
-        line = f"{progress.stage}: step {progress.step}/{progress.steps}"
-        self._show(line, always=progress.step in (1, progress.steps))
+        done, steps, left = self._clock.step(progress)
+        line = f"{progress.stage}: step {done}/{steps}"
+        self._show(line + (f", {duration(left)} left" if left else ""), always=done in (1, steps))
 
     def line(self, text: str) -> None:
         """A line that stays."""
@@ -64,7 +68,7 @@ class Stages:
             with self._lock:
                 self.clear()
                 self._line = (text, time.monotonic())
-                self._print(text)
+                self._print(escaped(text))
 
     @contextlib.contextmanager
     def ticking(self) -> Iterator[None]:
@@ -105,7 +109,7 @@ class Stages:
     def report(self, *lines: object) -> None:
         """What was done, and the times, on the standard output; nothing where quiet."""
         if not self.quiet:
-            print(*lines, self.summary(), sep="\n")
+            print(*(escaped(str(line)) for line in lines), self.summary(), sep="\n")
 
     def _show(self, text: str, always: bool) -> None:
         now = time.monotonic()
@@ -120,4 +124,40 @@ class Stages:
             self._print(text)
 
     def _print(self, text: str, end: str = "\n") -> None:
-        print(text, end=end, file=self._stream, flush=True)
+        if self._stream is None:  # print would take the standard output in its place
+            return
+        try:
+            print(text, end=end, file=self._stream, flush=True)
+        except (OSError, ValueError):  # a full disk, a reader that has gone: the work does not depend on it
+            self._stream = None
+
+
+class _Clock:
+    """Counts the steps of a stage and says how long the others will take, all being alike.
+
+    Args:
+        steps: of the stage, if a plan says so; else those of the computation that reports them.
+    """
+
+    def __init__(self, steps: int | None = None) -> None:
+        self._steps = steps
+        self._done = 0
+        self._first = ("", 0, 0.0)  # the computation, and how many steps were done when
+
+    def step(self, progress: Progress) -> tuple[int, int, float]:
+        """Steps done, steps in all, and seconds left: 0.0 where they cannot be told yet, or no longer need to."""
+        now = time.monotonic()
+        self._done = self._done + 1 if self._steps else progress.step
+        steps = self._steps or progress.steps
+        name, first, start = self._first
+        if progress.stage != name or self._done <= first:
+            self._first = (progress.stage, self._done, now)
+            return self._done, steps, 0.0
+        return self._done, steps, (now - start) / (self._done - first) * (steps - self._done)
+
+
+def duration(seconds: float) -> str:
+    """ "8 s", "3 min", "2.5 h": as exact as a forecast is."""
+    if seconds < 99.5:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"

@@ -10,13 +10,13 @@ import numpy as np
 from PIL import Image
 
 from freeprompt.bundle import Bundle
-from freeprompt.defaults import GUIDANCE, REAL_FRACTION, STEPS, SYNTHETIC_FRACTION
+from freeprompt.defaults import FIT, GUIDANCE, REAL_FRACTION, STEPS, SYNTHETIC_FRACTION
 from freeprompt.engines.select import create_backend
 from freeprompt.engines.session import Array, Backend, NumpyArray
 from freeprompt.errors import UsageError
 from freeprompt.manifest import Manifest
 from freeprompt.runtime import arguments, recording, stages
-from freeprompt.runtime.arguments import Choices, Size, check_size, choices_to_settings, to_targets
+from freeprompt.runtime.arguments import Choices, Size, check_size, choices_to_settings, to_targets, warn_of_crop
 from freeprompt.runtime.graphs import Graphs
 from freeprompt.runtime.image import ImageSource, fit_image, image_to_tensor, open_image, tensor_to_images
 from freeprompt.runtime.inversion import Inversion
@@ -87,11 +87,13 @@ class Editor:
         steps: int = STEPS,
         *,
         size: Size = None,
-        fit: str = "crop",
+        fit: str = FIT,
         record: str = recording.AUTO,
         callback: Callback | None = None,
     ) -> Inversion:
         """Invert an image with DDIM and the empty prompt.
+
+        Warns ImageCroppedWarning where ``fit`` "crop" leaves a large part of the image out.
 
         Args:
             image: a path, PIL image, or array (``freeprompt.runtime.image.open_image`` says which).
@@ -106,7 +108,10 @@ class Editor:
         """
         self.pipeline.schedule(steps)
         width, height = check_size(self.manifest.latents, size)
-        pixels = image_to_tensor(fit_image(open_image(image), width, height, fit))
+        opened = open_image(image)
+        if fit == "crop":
+            warn_of_crop(opened.width, opened.height, (width, height))
+        pixels = image_to_tensor(fit_image(opened, width, height, fit))
         latents = stages.image_to_latents(self.pipeline.graphs, pixels)
         return self.pipeline.invert(latents, steps, record, self.limits, self._observer(callback))
 
@@ -127,10 +132,10 @@ class Editor:
         Args:
             inversion: what ``invert`` or ``generate`` gave.
             prompts: the target prompts.
-            guidance: classifier-free guidance.
+            guidance: classifier-free guidance, from 0 on; up to 1 it is off, as in diffusers.
             replace_fraction: share of the steps, from the first, that replace self-attention maps; None: 0.8, or
                 0.4 for a generated source.
-            negative_prompt: text of the unconditional rows.
+            negative_prompt: text of the unconditional rows; says nothing where guidance is off.
             replace_layers: which self-attention layers; None: the bundle's default. Numbers or a string such as
                 "3-13", "level:1-3", "all", "none".
             record: "exact" records the source once, so that further edits of it cost their own rows only; "none"
@@ -176,7 +181,7 @@ class Editor:
         inversion: Inversion | None = None,
         **choices: Unpack[Choices],
     ) -> tuple[Plan, ...]:
-        """What ``invert`` and ``edit`` would compute, without running anything.
+        """What ``invert`` and ``edit`` would compute, without running anything. Prompts are checked, as ``edit`` does.
 
         Args:
             inversion: of an image inverted before; then only the edit is planned, with what is recorded already.
@@ -197,6 +202,7 @@ class Editor:
             held = recording.passes_of(plans[0])
         targets = to_targets(prompts)
         edits = self.pipeline.plan_edits(schedule, source_prompt, targets, settings, latents, mode, self.limits, held)
+        self.pipeline.check_prompts(edits)
         return (*plans, *edits)
 
     def synthesize(

@@ -47,9 +47,21 @@ class Cancelled(FreePromptError):  # noqa: N818  (it is no error; callers say "e
     """Raised by a progress callback to stop; passes through every stage unchanged."""
 
 
-class CheckpointWarning(UserWarning):
-    """A checkpoint has something that its bundle does not use, such as a ControlNet."""
+class FreePromptWarning(UserWarning):
+    """Base class of all warnings: the result is made, and may not be what was meant."""
 
 
-class PromptTruncatedWarning(UserWarning):
+class PromptTruncatedWarning(FreePromptWarning):
     """A prompt has more tokens than the text encoder takes; the rest was cut."""
+
+
+class NegativePromptUnusedWarning(FreePromptWarning):
+    """A negative prompt was given where guidance is off, and says nothing there."""
+
+
+class ImageCroppedWarning(FreePromptWarning):
+    """Cropping left a large part of an image out."""
+
+
+class CheckpointWarning(FreePromptWarning):
+    """A checkpoint has something that its bundle does not use, such as a ControlNet."""

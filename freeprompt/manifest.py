@@ -67,6 +67,17 @@ class FusedGraph:
 
 
 @dataclass(frozen=True)
+class KnownAnswer:
+    """Inputs of a graph and what its model computes from them, in float32 PyTorch.
+
+    Both map names of the graph to names of tensors in the file ``Manifest.known_answers``.
+    """
+
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+
+
+@dataclass(frozen=True)
 class GraphSpec:
     """One ONNX graph. ``macs`` counts multiply-adds of one row at the native size (0: not counted).
 
@@ -80,6 +91,7 @@ class GraphSpec:
     parity_threshold: float
     macs: Natural = 0
     fused: Optional[FusedGraph] = None
+    known_answer: Optional[KnownAnswer] = None
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -170,6 +182,8 @@ class Manifest:
     notes: dict[str, str] = field(default_factory=dict)
     # None: float32, or exported before this was measured.
     half_precision: Optional[HalfPrecision] = None
+    # A safetensors file. None: exported before there were any; what runs such a bundle is not checked.
+    known_answers: Optional[str] = None
 
     @property
     def replaced_layers(self) -> tuple[int, ...]:
@@ -246,6 +260,8 @@ def _contradiction(manifest: Manifest) -> Optional[str]:
     for needed in (manifest.tokenizer, *(file for graph in manifest.graphs.values() for file in graph.files)):
         if needed not in listed:
             return f"{needed} is used but not listed in files"
+    if manifest.known_answers is not None and manifest.known_answers not in listed:
+        return f"{manifest.known_answers} is used but not listed in files"
     latents = manifest.latents
     block = latents.scale * latents.multiple
     if latents.height % block or latents.width % block:
@@ -261,7 +277,22 @@ def _contradiction(manifest: Manifest) -> Optional[str]:
     if manifest.scheduler.steps_offset >= len(alphas):
         offset = manifest.scheduler.steps_offset
         return f"steps_offset {offset} is past the schedule's {len(alphas)} timesteps"
-    return _wrong_shape(manifest)
+    return _wrong_answer(manifest) or _wrong_shape(manifest)
+
+
+def _wrong_answer(manifest: Manifest) -> Optional[str]:
+    """Compare the tensors of known answers with the graphs' signatures."""
+    for name, graph in manifest.graphs.items():
+        answer = graph.known_answer
+        if answer is None:
+            continue
+        if manifest.known_answers is None:
+            return f"graph {name} has a known answer, but there is no file of known answers"
+        for specs, tensors in ((graph.inputs, answer.inputs), (graph.outputs, answer.outputs)):
+            odd = {spec.name for spec in specs} ^ tensors.keys()
+            if odd:
+                return f"graph {name} has {min(odd)}, its known answer has not, or the other way round"
+    return None
 
 
 def _wrong_shape(manifest: Manifest) -> Optional[str]:

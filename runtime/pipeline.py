@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Callable
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from freeprompt.engines.session import Array, NumpyArray
 from freeprompt.errors import InversionError, UsageError
@@ -26,7 +25,7 @@ from freeprompt.runtime.planner import (
     replaced_levels,
     rows_per_target,
 )
-from freeprompt.runtime.prompt import load_tokenizer
+from freeprompt.runtime.prompt import PromptReader
 from freeprompt.runtime.schedule import Schedule
 from freeprompt.runtime.settings import EditSettings
 
@@ -73,7 +72,7 @@ class Pipeline:
 
     def __init__(self, graphs: Graphs) -> None:
         self.graphs = graphs
-        self._tokenizer: Tokenizer | None = None
+        self._prompts = PromptReader(graphs.bundle.file(self.manifest.tokenizer), self.manifest.text)
         self._embeddings: dict[tuple[str, ...], Array] = {}
 
     @property
@@ -161,7 +160,10 @@ class Pipeline:
                 self.manifest, schedule, source_prompt, targets[start : start + chunk], settings, passes, made
             )
             resident = self._resident(passes, size, limits)
-            plans.append(replace(plan, record_bytes=bytes_each, resident=resident) if passes else plan)
+            if passes:
+                approximate = mode == recording.FROM_INVERSION and len(levels) > 0
+                plan = replace(plan, record_bytes=bytes_each, resident=resident, approximate=approximate)
+            plans.append(plan)
             made = len(passes)
         return tuple(plans)
 
@@ -195,6 +197,7 @@ class Pipeline:
         plans = self.plan_edits(
             schedule, inversion.prompt, targets, settings, inversion.size, mode, limits, tuple(record.passes)
         )
+        self.check_prompts(plans)
         finished, backend = [], self.graphs.backend
         for plan in plans:
             embeddings = self.embed(plan.texts)
@@ -247,6 +250,7 @@ class Pipeline:
         limits = limits or Limits()
         schedule = self.schedule(steps)
         plan = plan_synthesis(self.manifest, schedule, source, targets, settings)
+        self.check_prompts((plan,))
         if max(len(step.rows) for step in plan.steps) > limits.rows:
             generated = self.generate(source, noise, steps, settings, observer)
             edited = self.edit(generated, targets, settings, limits=limits, observer=observer)
@@ -254,12 +258,17 @@ class Pipeline:
         start = self.graphs.backend.upload(np.repeat(noise, 1 + len(targets), axis=0))
         return _last(self._run(plan, schedule, start, observer), start)
 
+    def check_prompts(self, plans: Iterable[Plan]) -> None:
+        """Read the prompts of plans, before the work that a wrong one would waste.
+
+        Warns PromptTruncatedWarning where one is cut. Raises UsageError where one cannot be encoded.
+        """
+        self._prompts.ids(dict.fromkeys(text for plan in plans for text in plan.texts))
+
     def embed(self, texts: tuple[str, ...]) -> Array:
         """Embeddings of a set of prompts [texts, tokens, channels] float32, kept for a while."""
         if texts not in self._embeddings:
-            if self._tokenizer is None:
-                self._tokenizer = load_tokenizer(self.graphs.bundle.file(self.manifest.tokenizer))
-            embeddings = stages.prompts_to_embeddings(self.graphs, self._tokenizer, texts)
+            embeddings = stages.ids_to_embeddings(self.graphs, self._prompts.ids(texts))
             while len(self._embeddings) >= _KEPT_EMBEDDINGS:
                 del self._embeddings[next(iter(self._embeddings))]
             self._embeddings[texts] = embeddings

@@ -16,6 +16,9 @@ STEP_RECORDED = "step_recorded"  # takes recorded rows
 STEP_RECORDING = "step_recording"  # also gives the rows to record
 RECORD = "record"  # gives the rows to record and stops there
 
+# What is said of a plan with ``approximate``.
+APPROXIMATE = "approximate: the source's maps were recorded while inverting, from latents one level too clean"
+
 # Kinds of rows. "inversion" steps the source towards noise; "cond_src" only lends its maps where the source is pinned.
 INVERSION = "inversion"
 UNCOND_SRC = "uncond_src"
@@ -92,6 +95,7 @@ class Plan:
         record_cost: multiply-adds of a row of the record graph relative to a whole row.
         record_bytes: size of one recorded row over all recorded layers.
         resident: how many of ``passes``, from the first, are held on the device, the others on the host; None: all.
+        approximate: the passes were made while inverting, so that the result is not quite the published method's.
     """
 
     name: str
@@ -106,6 +110,7 @@ class Plan:
     record_cost: float = 1.0
     record_bytes: int = 0
     resident: Optional[int] = None
+    approximate: bool = False
 
     @property
     def record_rows(self) -> int:
@@ -188,6 +193,8 @@ def plan_to_text(plans: tuple[Plan, ...]) -> str:
                 f"{plan.record_cost:.3f} of a row, {made} rows made before; "
                 f"holds {plan.total_record_bytes / 1e6:.2f} MB ({plan.record_bytes / 1e6:.3f} MB a row)"
             )
+            if plan.approximate:
+                lines.append(f"  {APPROXIMATE}")
             if plan.host_record_bytes:
                 lines.append(
                     f"  of it {plan.host_record_bytes / 1e6:.2f} MB wait in host memory and come back pass by pass; "

@@ -3,7 +3,7 @@
 The reference evaluates [uncond_src, uncond_tgt, cond_src, cond_tgt] at each of its denoising steps and two rows at each
 step of the inversion: 300 rows for 50 steps. Left out here, because no result depends on them: the inversion's
 second row (its prompt is empty, so guidance does nothing), uncond_src where the source is pinned to its trajectory,
-cond_src once nothing is replaced any more, and the unconditional rows at guidance 1, where their weight is zero.
+cond_src once nothing is replaced any more, and the unconditional rows where guidance is off (1 or less).
 What is left is 190.
 """
 
@@ -90,7 +90,7 @@ def plan_edit(
         passes: record passes whose rows are used, ``made`` of which exist already (``runtime.recording`` chooses).
     """
     check_targets(targets)
-    texts = Texts.of(source_prompt, settings.negative_prompt, *targets)
+    texts = Texts.of(source_prompt, *_negative(settings), *targets)
     replaced = replaced_levels(schedule, settings)
     recorded = {
         level: (number, place) for number, record in enumerate(passes) for place, level in enumerate(record.levels)
@@ -127,8 +127,8 @@ def replaced_levels(schedule: Schedule, settings: EditSettings) -> range:
 
 
 def rows_per_target(settings: EditSettings) -> int:
-    """Two, or one where guidance 1 gives the unconditional row no weight."""
-    return 1 if settings.guidance == 1.0 else 2
+    """Two, or one where guidance is off."""
+    return 2 if settings.guided else 1
 
 
 def record_cost(manifest: Manifest) -> float:
@@ -138,8 +138,8 @@ def record_cost(manifest: Manifest) -> float:
 
 
 def plan_generation(manifest: Manifest, schedule: Schedule, prompt: str, settings: EditSettings) -> Plan:
-    """Plain generation: two rows a step (one at guidance 1), nothing replaced."""
-    texts = Texts.of(settings.negative_prompt, prompt)
+    """Plain generation: two rows a step (one where guidance is off), nothing replaced."""
+    texts = Texts.of(*_negative(settings), prompt)
     steps = []
     for level in range(schedule.steps, 0, -1):
         rows: list[Row] = []
@@ -157,7 +157,7 @@ def plan_synthesis(
 ) -> Plan:
     """Source and targets from one noise, both guided; the latents are [source, *targets]."""
     check_targets(targets)
-    texts = Texts.of(settings.negative_prompt, source_prompt, *targets)
+    texts = Texts.of(*_negative(settings), source_prompt, *targets)
     replaced = replaced_levels(schedule, settings)
     steps = []
     for level in range(schedule.steps, 0, -1):
@@ -183,16 +183,17 @@ def append_target_rows(
 ) -> tuple[tuple[float, ...], ...]:
     """Append each target's rows to ``rows`` and return the guidance weights, [targets][rows].
 
-    noise_pred = uncond + guidance * (cond - uncond) = (1 - guidance) * uncond + guidance * cond.
+    noise_pred = uncond + guidance * (cond - uncond) = (1 - guidance) * uncond + guidance * cond, or cond alone where
+    guidance is off.
     """
     sparse: list[dict[int, float]] = []
     for number, target in enumerate(targets):
         latent = first_latent + number
         weights = {}
-        if settings.guidance != 1.0:
+        if settings.guided:
             weights[len(rows)] = 1.0 - settings.guidance
             rows.append(Row(kinds[0], latent, texts.index(settings.negative_prompt)))
-        weights[len(rows)] = float(settings.guidance)
+        weights[len(rows)] = float(settings.guidance) if settings.guided else 1.0
         rows.append(
             Row(
                 kinds[1],
@@ -213,6 +214,11 @@ def check_targets(targets: tuple[str, ...]) -> None:
     for target in targets:
         if not isinstance(target, str):
             raise UsageError(f"a prompt must be a string, not {type(target).__name__}")
+
+
+def _negative(settings: EditSettings) -> tuple[str, ...]:
+    """The text of the unconditional rows, where there are any."""
+    return (settings.negative_prompt,) if settings.guided else ()
 
 
 def _denoise(schedule: Schedule, level: int, rows: list[Row], weights: tuple[tuple[float, ...], ...]) -> Step:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,9 @@ from tokenizers import Tokenizer
 from freeprompt.engines.session import NumpyArray
 from freeprompt.errors import BundleError, FreePromptError, PromptTruncatedWarning, UsageError
 from freeprompt.manifest import TextSpec
+
+# A few hundred bytes each, so that a server's memory does not grow with every prompt it has seen.
+_KEPT_PROMPTS = 256
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
@@ -23,6 +26,36 @@ def load_tokenizer(path: Path) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+class PromptReader:
+    """Token ids of prompts; the tokenizer is loaded when the first is read.
+
+    What was read is kept for a while and not told again, so that prompts can be checked before the work, and be cut
+    with one warning all the same.
+
+    Args:
+        path: the tokenizer's file.
+        spec: how the text encoder takes them.
+    """
+
+    def __init__(self, path: Path, spec: TextSpec) -> None:
+        self._path = path
+        self._spec = spec
+        self._tokenizer: Tokenizer | None = None
+        self._rows: dict[str, NumpyArray] = {}
+
+    def ids(self, prompts: Iterable[str]) -> NumpyArray:
+        """As ``prompts_to_ids``. Raises BundleError if the tokenizer cannot be read."""
+        prompts = tuple(prompts)
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self._path)
+        missing = tuple(dict.fromkeys(prompt for prompt in prompts if prompt not in self._rows))
+        self._rows.update(zip(missing, prompts_to_ids(self._tokenizer, self._spec, missing)))
+        ids = np.stack([self._rows[prompt] for prompt in prompts])
+        while len(self._rows) > _KEPT_PROMPTS:
+            del self._rows[next(iter(self._rows))]
+        return ids
 
 
 def prompts_to_ids(tokenizer: Tokenizer, spec: TextSpec, prompts: tuple[str, ...]) -> NumpyArray:

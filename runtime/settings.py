@@ -25,7 +25,8 @@ class EditSettings:
     """How an edit is made.
 
     Attributes:
-        guidance: classifier-free guidance; 1 is the prompt's own prediction, 0 the negative prompt's.
+        guidance: classifier-free guidance, from 0 on. Up to 1 it is off, as in diffusers: the prompt's own prediction
+            is used, and the negative prompt says nothing.
         replace_fraction: the first ``int(steps * replace_fraction)`` steps replace maps.
         negative_prompt: text of the unconditional rows of the target.
         replace_layers: numbers (from 1) of the self-attention layers whose maps are replaced.
@@ -42,10 +43,21 @@ class EditSettings:
         # The comparison is False for nan too.
         if not _is_number(self.guidance) or not abs(self.guidance) <= MAX_GUIDANCE:
             raise UsageError(f"guidance must be a finite number, not {self.guidance!r}")
+        if self.guidance < 0.0:
+            raise UsageError(
+                f"guidance must be 0 or more, not {self.guidance!r}: a negative one would lead away from the prompt; "
+                "up to 1 guidance is off, and what to avoid goes into negative_prompt"
+            )
         if not _is_number(self.replace_fraction) or not 0.0 <= self.replace_fraction <= 1.0:
             raise UsageError(f"replace_fraction must be from 0 to 1, not {self.replace_fraction!r}")
         if not isinstance(self.negative_prompt, str):
             raise UsageError(f"negative_prompt must be a string, not {self.negative_prompt!r}")
+
+    @property
+    def guided(self) -> bool:
+        """Whether there is an unconditional row beside the prompt's."""
+        # Not "!= 1": checkpoints that were distilled for no guidance are used with 0 as often as with 1.
+        return self.guidance > 1.0
 
     def replaced_steps(self, steps: int) -> int:
         """How many of ``steps`` replace maps, rounded down as in the reference."""

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from tokenizers import Tokenizer
-
 from freeprompt.engines.session import Array, NumpyArray
 from freeprompt.runtime.graphs import Graphs
-from freeprompt.runtime.prompt import prompts_to_ids
 
 
-def prompts_to_embeddings(graphs: Graphs, tokenizer: Tokenizer, prompts: tuple[str, ...]) -> Array:
-    """Text embeddings [prompts, tokens, channels] float32, on the backend's device.
-
-    Warns PromptTruncatedWarning where a prompt is cut. Raises UsageError where one cannot be encoded.
-    """
-    ids = prompts_to_ids(tokenizer, graphs.bundle.manifest.text, prompts)
+def ids_to_embeddings(graphs: Graphs, ids: NumpyArray) -> Array:
+    """Token ids [prompts, tokens] int32 to text embeddings [prompts, tokens, channels] float32."""
     return graphs["text_encoder"].run({"input_ids": ids})["encoder_hidden_states"]
 
 

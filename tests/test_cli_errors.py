@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import struct
 import subprocess
@@ -102,7 +103,7 @@ def test_synthesize_and_invert_check_their_values(folder: Path, tiny_bundle: Pat
     common = ("--bundle", tiny_bundle)
     synthesize = ("synthesize", "a cat", "a dog", *common)
     assert_fails(call(capsys, *synthesize, "--seed", -1), 2, "seed")
-    assert_fails(call(capsys, *synthesize, "--replace-fraction", 2), 2, "replace_fraction")
+    assert_fails(call(capsys, *synthesize, "--replace-fraction", 2), 2, "--replace-fraction")
     assert_fails(call(capsys, *synthesize, "--size", "9x9"), 2, "multiples of 8")
     assert_fails(call(capsys, "invert", "in.png", *common, "--steps", 0), 2, "1 to 1000")
     assert names(folder) == ["in.png"]
@@ -203,6 +204,23 @@ def test_standard_output_that_is_full(tiny_bundle: Path) -> None:
         assert_fails(outcome, 1, "No space left")
 
 
+@pytest.mark.parametrize("kind", ["full", "closed", "without a reader"])
+def test_progress_that_cannot_be_written_does_not_fail_an_edit(folder: Path, tiny_bundle: Path, kind: str) -> None:
+    command = [sys.executable, "-m", "freeprompt", "edit", "in.png", "a cat", "--bundle", str(tiny_bundle)]
+    command += ["--steps", "3", "-o", "out.png"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with Path("/dev/full").open("w") as full:
+        stream = full if kind == "full" else writer
+        if kind == "closed":
+            command = ["sh", "-c", 'exec "$@" 2>&-', "sh", *command]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=stream, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stdout.splitlines()[0]) == (0, "out.png: a cat")
+    assert "step" not in done.stdout, "progress does not go to the standard output in its place"
+    assert names(folder) == ["in.png", "out.png"]
+
+
 def test_reader_that_stops_reading(tiny_bundle: Path) -> None:
     process = start("inspect", tiny_bundle)
     assert process.stdout is not None
@@ -235,6 +253,36 @@ def test_python_m_freeprompt_and_its_exit_code() -> None:
     done = subprocess.run([sys.executable, "-m", "freeprompt", "paint"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("module", ["numpy", "msgspec", "argparse", "PIL"])
+def test_python_m_freeprompt_imports_nothing_from_the_current_folder(
+    folder: Path, tiny_bundle: Path, module: str
+) -> None:
+    (folder / f"{module}.py").write_text("raise SystemExit('imported from the current folder')")
+    done = subprocess.run(
+        [sys.executable, "-m", "freeprompt", "edit", "in.png", "a cat", "--bundle", str(tiny_bundle), "--steps", "1"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (folder / "in-edited.png").exists()
+
+
+@pytest.mark.parametrize("option", [[], ["-P"], ["-I"]])
+def test_python_m_freeprompt_keeps_folders_that_were_asked_for(folder: Path, option: list[str]) -> None:
+    """Only the current folder goes, and only where Python itself put it first."""
+    code = (
+        "import runpy, sys; before = list(sys.path)\n"
+        "try: runpy.run_module('freeprompt', run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "assert [p for p in before if p not in sys.path] in ([], ['']), before\n"
+        "assert len(before) - len(sys.path) <= 1, sys.path"
+    )
+    command = [sys.executable, *option, "-c", code, "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
 
 
 def test_main_restores_the_warning_filters_of_its_caller(capsys: Capture) -> None:

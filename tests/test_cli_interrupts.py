@@ -1,4 +1,4 @@
-"""Ctrl-C at any time: one line, exit code 130, no file."""
+"""Ctrl-C at any time: one line, exit code 130, no file; other signals that end a program alike."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Callable
 
 import pytest
 
 from freeprompt import cliguard
+from freeprompt.errors import Cancelled
 from tests.cli_runner import Outcome, finish, names, picture, start
 
 INTERRUPTED = Outcome(130, "", "freeprompt: interrupted\n")
@@ -58,6 +60,52 @@ def test_termination_is_clean_too(folder: Path, tiny_bundle: Path) -> None:
     outcome = finish(process)
     assert (outcome.code, outcome.err.splitlines()[-1]) == (143, "freeprompt: terminated")
     assert names(folder) == ["in.png"]
+
+
+def test_a_closed_terminal_is_as_termination(folder: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Whoever runs the tests under nohup must not hand that down.
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        process = _start_edit(folder, tiny_bundle)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert process.stderr is not None
+    assert process.stderr.readline() == "inversion: step 1/1000\n"
+    process.send_signal(signal.SIGHUP)
+    outcome = finish(process)
+    assert (outcome.code, outcome.err.splitlines()[-1]) == (129, "freeprompt: hung up")
+    assert names(folder) == ["in.png"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_is_ignored_stays_so(number: int, capfd: pytest.CaptureFixture[str]) -> None:
+    """As under nohup."""
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        assert cliguard.guarded(lambda: signal.raise_signal(number), owns_process=False) == 0
+        assert signal.getsignal(number) == signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+def test_a_write_ends_before_a_signal_does(number: int, capfd: pytest.CaptureFixture[str]) -> None:
+    written: list[int] = []
+
+    def run() -> None:
+        with cliguard.hold_interrupts():
+            signal.raise_signal(number)
+            written.append(number)
+        written.append(0)
+
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        assert cliguard.guarded(run, owns_process=False) == 128 + number
+        assert signal.getsignal(number) == signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
+    assert written == [number]
 
 
 def test_a_process_that_ignores_interrupts_goes_on(folder: Path, tiny_bundle: Path) -> None:
@@ -118,6 +166,78 @@ def test_an_interrupt_waits_for_the_end_of_a_short_write(capfd: pytest.CaptureFi
 
     assert cliguard.guarded(run, owns_process=False) == 130
     assert done == ["written"]
+
+
+def cancel(run: Callable[[], None]) -> tuple[int, str, int]:
+    """Run a block that can be cancelled: exit code, how the block ended, and how often something was abandoned."""
+    ended: list[str] = []
+    abandoned: list[int] = []
+
+    def command() -> None:
+        try:
+            with cliguard.cancellable(lambda: abandoned.append(1)):
+                run()
+            ended.append("done")
+        except Cancelled:
+            ended.append("cancelled")
+        cliguard.check_interrupted()
+
+    code = cliguard.guarded(command, owns_process=False)
+    return code, "".join(ended), len(abandoned)
+
+
+def press(times: int = 1) -> None:
+    for _ in range(times):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_the_first_interrupt_of_a_block_waits_for_a_check() -> None:
+    went_on: list[str] = []
+
+    def run() -> None:
+        press()
+        went_on.append("within a step")
+        cliguard.check_interrupted()
+        went_on.append("after it")
+
+    assert cancel(run) == (0, "cancelled", 0)
+    assert went_on == ["within a step"]
+
+
+def test_the_second_breaks_off_and_abandons() -> None:
+    assert cancel(lambda: press(2)) == (0, "cancelled", 1)
+
+
+def test_one_that_comes_as_a_block_ends_is_forgotten() -> None:
+    def write() -> None:
+        with cliguard.hold_interrupts():
+            press()
+
+    assert cancel(press) == (0, "done", 0)
+    assert cancel(write) == (0, "done", 0), "what was written is told as written"
+
+
+def test_an_error_within_a_block_is_itself() -> None:
+    def fail() -> None:
+        raise Cancelled("by another")
+
+    def interrupted() -> None:
+        press()
+        raise ImportError("half imported")
+
+    assert cancel(fail) == (0, "cancelled", 0)
+    assert cancel(interrupted) == (0, "cancelled", 0)
+
+
+def test_termination_is_not_cancelled(capfd: pytest.CaptureFixture[str]) -> None:
+    assert cancel(lambda: signal.raise_signal(signal.SIGTERM)) == (143, "", 0)
+
+    def both() -> None:
+        press()
+        signal.raise_signal(signal.SIGTERM)
+
+    assert cancel(both)[:2] == (143, "")
+    capfd.readouterr()
 
 
 def test_handlers_are_left_alone_outside_the_main_thread() -> None:

@@ -58,7 +58,7 @@ def test_plans_account_for_every_way(folder: Path, tiny_bundle: Path, capsys: Ca
 def test_refusals(folder: Path, tiny_bundle: Path, capsys: Capture) -> None:
     model = ["--bundle", tiny_bundle, "--steps", 2, "--threads", 1]
     (folder / "bad.inversion").write_bytes(b"nonsense")
-    wrong = call(capsys, "edit", "bad.inversion", "a cat", *model)
+    wrong = call(capsys, "edit", "bad.inversion", "a cat", "--bundle", tiny_bundle)
     assert (wrong.code, wrong.err.count("\n")) == (1, 1)
     assert "bad.inversion" in wrong.err
     name = call(capsys, "edit", "in.png", "a cat", *model, "--save-inversion", "in.safetensors")
@@ -72,13 +72,15 @@ def test_shell(folder: Path, tiny_bundle: Path, capsys: Capture, monkeypatch: py
     monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
     model = ["--bundle", tiny_bundle, "--steps", 2, "--threads", 1]
     outcome = call(capsys, "shell", "in.png", *model, "-q")
-    assert outcome.code == 0, outcome.err
+    assert outcome.code == 1, outcome.err
     assert names(folder) == ["in-edited-1.png", "in-edited-2.png", "in.png"]
     lines = outcome.out.splitlines()
     assert [line.split(":")[0] for line in lines] == ["in-edited-1.png", "in-edited-2.png"]
     assert "a dog" in lines[1]
     assert " s)" in lines[1]
-    assert outcome.err.count("error") == 1, "a line that cannot be encoded is told, and the next one edited"
+    assert outcome.err.count("error") == 2, (
+        "a line that cannot be encoded is told, the next one edited, and all counted"
+    )
     assert call(capsys, "edit", "in.png", "a dog", *model, "-o", "plain.png").code == 0
     ours, plain = (np.asarray(load(folder / n), int) for n in ("in-edited-2.png", "plain.png"))
     assert np.abs(ours - plain).max() <= 1

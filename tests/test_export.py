@@ -12,7 +12,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from benchmarks.sd15 import UNET
+from benchmarks.full_size.sd15 import UNET
 from freeprompt.bundle import Bundle
 from freeprompt.errors import CheckpointError, ExportError
 from freeprompt.export.checkpoint import load_checkpoint

@@ -182,7 +182,9 @@ def test_a_file_that_is_no_graph(tiny_bundle: Path, tmp_path: Path, data: bytes)
 
 
 def rename_input(manifest: Json) -> None:
-    manifest["graphs"]["vae_encoder"]["inputs"][0]["name"] = "picture"
+    graph = manifest["graphs"]["vae_encoder"]
+    graph["inputs"][0]["name"] = "picture"
+    graph["known_answer"]["inputs"]["picture"] = graph["known_answer"]["inputs"].pop("image")
 
 
 def retype_input(manifest: Json) -> None:

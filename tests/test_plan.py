@@ -40,7 +40,9 @@ def total(plans: Sequence[Plan]) -> float:
         (DEFAULT, 1, 40 * 3 + 10 * 2),
         (DEFAULT, 5, 40 * 11 + 10 * 10),
         (replace(DEFAULT, guidance=1.0), 1, 40 * 2 + 10),
-        (replace(DEFAULT, guidance=0.0), 1, 40 * 3 + 10 * 2),
+        (replace(DEFAULT, guidance=0.0), 1, 40 * 2 + 10),
+        (replace(DEFAULT, guidance=0.5), 5, 40 * 6 + 10 * 5),
+        (replace(DEFAULT, guidance=1.001), 1, 40 * 3 + 10 * 2),
         (replace(DEFAULT, replace_fraction=0.0), 1, 100),
         (replace(DEFAULT, replace_fraction=1.0), 1, 150),
         (replace(DEFAULT, replace_fraction=0.59), 1, 29 * 3 + 21 * 2),
@@ -51,6 +53,21 @@ def total(plans: Sequence[Plan]) -> float:
 def test_rows_of_an_edit(manifest: Manifest, settings: EditSettings, targets: int, rows: int) -> None:
     prompts = tuple(f"target {n}" for n in range(targets))
     assert plan_edit(manifest, schedule(manifest), "", prompts, settings).rows == rows
+
+
+@pytest.mark.parametrize("guidance", [0.0, 0.5, 1.0])
+def test_without_guidance_the_prompts_own_prediction_is_used(manifest: Manifest, guidance: float) -> None:
+    """As in diffusers, which guides where guidance_scale is above 1; the negative prompt is not even encoded."""
+    settings = replace(DEFAULT, guidance=guidance, negative_prompt="unused")
+    steps = schedule(manifest, 2)
+    edit = plan_edit(manifest, steps, "", ("a", "b"), replace(settings, replace_fraction=0.0))
+    assert (edit.texts, edit.rows_by_kind) == (("", "a", "b"), {"cond_tgt": 4})
+    assert edit.steps[0].row_weight == ((1.0, 0.0), (0.0, 1.0))
+    joint = plan_synthesis(manifest, steps, "s", ("t",), settings)
+    assert (joint.texts, joint.rows_by_kind) == (("s", "t"), {"cond_src": 2, "cond_tgt": 2})
+    alone = plan_generation(manifest, steps, "p", settings)
+    assert (alone.texts, alone.rows) == (("p",), 2)
+    assert alone.steps[0].row_weight == ((1.0,),)
 
 
 def test_rows_by_kind(manifest: Manifest) -> None:

@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import CLIPTokenizer
 
+from freeprompt import Editor, Inversion
 from freeprompt.bundle import Bundle
+from freeprompt.engines.fake import FakeBackend
 from freeprompt.errors import BundleError, PromptTruncatedWarning, UsageError
 from freeprompt.export.checkpoint import quiet
 from freeprompt.manifest import TextSpec
-from freeprompt.runtime.prompt import load_tokenizer, prompts_to_ids
+from freeprompt.runtime.prompt import PromptReader, load_tokenizer, prompts_to_ids
 
 TEXTS = (
     "",
@@ -120,6 +122,60 @@ def test_lone_surrogates_are_refused(tokenizer: Tokenizer, bundle: Bundle, text:
 def test_what_is_no_string_is_refused(tokenizer: Tokenizer, bundle: Bundle, prompt: Any) -> None:
     with pytest.raises(UsageError, match=f"must be a string, not {type(prompt).__name__}"):
         prompts_to_ids(tokenizer, bundle.manifest.text, (prompt,))
+
+
+LONG = "a " + "cat " * 90
+
+
+def failing_editor(tiny_bundle: Path) -> Editor:
+    """An editor with which any work is an error."""
+
+    def run(graph: str, feeds: Any) -> Any:
+        raise AssertionError(f"{graph} was run")
+
+    return Editor.load(tiny_bundle, FakeBackend(run), verify=False)
+
+
+@pytest.mark.parametrize("record", ["none", "exact"])
+def test_a_prompt_that_cannot_be_encoded_is_told_before_any_work(tiny_bundle: Path, record: str) -> None:
+    """Also the last of many, which would be edited after the others."""
+    editor = failing_editor(tiny_bundle)
+    prompts = [f"cat {n}" for n in range(9)] + ["\ud800"]
+    sha256, trajectory = editor.bundle.sha256, np.zeros((3, 1, 4, 16, 16), np.float32)
+    inversion = Inversion.from_trajectory(2, "", sha256, trajectory)
+    for work in (
+        lambda: editor.plan(prompts, steps=2),
+        lambda: editor.edit(inversion, prompts, record=record),
+        lambda: editor.edit(inversion, "a cat", negative_prompt="\ud800", record=record),
+        lambda: editor.synthesize("a cat", prompts, steps=2),
+    ):
+        with pytest.raises(UsageError, match="cannot be encoded"):
+            work()
+
+
+def test_a_cut_is_told_once_and_before_the_work(tiny_bundle: Path) -> None:
+    editor = failing_editor(tiny_bundle)
+    with pytest.warns(PromptTruncatedWarning) as caught:
+        editor.plan(["a cat", LONG, LONG])
+    assert len(caught) == 1
+    working = Editor.load(tiny_bundle, "cpu", threads=1, verify=False)
+    with pytest.warns(PromptTruncatedWarning) as caught:
+        inversion = working.invert(np.zeros((64, 64, 3), np.uint8), 1)
+        working.plan(LONG, inversion=inversion)
+        working.edit_latents(inversion, LONG)
+    assert len(caught) == 1
+
+
+def test_a_reader_gives_the_ids_of_prompts_it_has_read_and_of_new_ones(tiny_bundle: Path, bundle: Bundle) -> None:
+    spec = bundle.manifest.text
+    reader = PromptReader(bundle.file(bundle.manifest.tokenizer), spec)
+    expected = prompts_to_ids(load_tokenizer(bundle.file(bundle.manifest.tokenizer)), spec, TEXTS)
+    np.testing.assert_array_equal(reader.ids(TEXTS[:3]), expected[:3])
+    np.testing.assert_array_equal(reader.ids(reversed(TEXTS)), expected[::-1])
+    many = tuple(f"cat {n}" for n in range(300))
+    first, again = reader.ids(many), reader.ids(many)
+    np.testing.assert_array_equal(first, again)
+    np.testing.assert_array_equal(reader.ids(TEXTS), expected)
 
 
 def changed(tiny_bundle: Path, tmp_path: Path, **changes: Any) -> Path:

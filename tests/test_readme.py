@@ -7,9 +7,11 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from freeprompt.cli import build_parser
+from freeprompt.cli import build_parser, main
 from freeprompt.errors import UsageError
 
 ROOT = Path(__file__).parents[1]
@@ -67,6 +69,19 @@ def test_every_picture_and_page_that_it_links_to_exists() -> None:
     links = re.findall(r"\]\(([^)#\s]+)", readme()) + re.findall(r"src=\"([^\"]+)\"", readme())
     missing = [link for link in links if "://" not in link and not (ROOT / link).exists()]
     assert missing == []
+
+
+def test_its_picture_is_what_make_demo_makes(tmp_path: Path) -> None:
+    options = re.findall(r"^DEMO_OPTIONS \?= (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    examples = ROOT / "freeprompt" / "examples"
+    image, prompt = min(examples.glob("*.png")), (examples / "prompt.txt").read_text().strip()
+    outputs = ["-o", str(tmp_path / "edited.png"), "--side-by-side", str(tmp_path / "sheet.png"), "-q"]
+    assert main(["edit", str(image), prompt, *options[0].split(), *outputs]) == 0
+    with Image.open(tmp_path / "sheet.png") as made, Image.open(ROOT / "benchmarks/embedded/side-by-side.png") as shown:
+        ours, theirs = np.asarray(made, int), np.asarray(shown.convert("RGB"), int)
+    assert ours.shape == theirs.shape
+    # Processors round differently, which moves a pixel by a level or two; another edit moves many by tens.
+    assert np.abs(ours - theirs).mean() < 0.5
 
 
 def test_its_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

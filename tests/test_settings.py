@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from freeprompt import Editor
 from freeprompt.bundle import Bundle
 from freeprompt.engines.fake import FakeBackend
-from freeprompt.errors import UsageError
+from freeprompt.errors import ImageCroppedWarning, NegativePromptUnusedWarning, UsageError
 from freeprompt.manifest import LayerSpec
 from freeprompt.runtime.arguments import choices_to_settings
 from freeprompt.runtime.settings import EditSettings, choice_to_layers
@@ -129,9 +130,17 @@ def test_any_text_is_layers_or_a_clear_error(choice: str) -> None:
     assert set(chosen) <= set(range(1, 17))
 
 
-@pytest.mark.parametrize("guidance", [1, 0, -3.5, 7.5, 1e6, np.float64(3.0), np.float32(3.0)])
+@pytest.mark.parametrize("guidance", [1, 0, -0.0, 0.5, 7.5, 1e6, np.float64(3.0), np.float32(3.0)])
 def test_guidance(guidance: Any) -> None:
-    assert edit_settings(guidance=guidance).guidance == guidance
+    settings = edit_settings(guidance=guidance)
+    assert settings.guidance == guidance
+    assert settings.guided == (guidance > 1)
+
+
+@pytest.mark.parametrize("guidance", [-3.5, -1e-9, -1, np.float32(-7.5)])
+def test_guidance_away_from_the_prompt(guidance: Any) -> None:
+    with pytest.raises(UsageError, match=r"guidance must be 0 or more.*away from the prompt.*negative_prompt"):
+        edit_settings(guidance=guidance)
 
 
 @pytest.mark.parametrize(
@@ -189,6 +198,43 @@ def test_an_unknown_choice_is_refused_by_name(tiny_bundle: Path) -> None:
     misspelt: dict[str, Any] = {"guidence": 3.0}
     with pytest.raises(TypeError, match=r"guidence.*guidance"):
         editor.plan("x", **misspelt)
+
+
+@pytest.mark.parametrize(
+    ("guidance", "negative", "told"), [(1, "dog", True), (0, "dog", True), (1, "", False), (1.5, "dog", False)]
+)
+def test_a_negative_prompt_without_guidance_is_told(
+    tiny_bundle: Path, guidance: float, negative: str, told: bool
+) -> None:
+    editor = Editor.load(tiny_bundle, FakeBackend(lambda graph, feeds: {}), verify=False)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        editor.plan("a cat", guidance=guidance, negative_prompt=negative)
+    assert [w.category for w in caught] == [NegativePromptUnusedWarning] * told
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "kept"),
+    [
+        (64, 64, None),
+        (96, 64, None),  # 3:2, what cameras make: 67 %
+        (64, 96, None),
+        (160, 90, 56),
+        (90, 160, 56),
+        (300, 100, 33),
+    ],
+)
+@pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
+def test_a_crop_that_leaves_much_out_is_told(
+    tiny_bundle: Path, width: int, height: int, kept: int | None, fit: str
+) -> None:
+    editor = Editor.load(tiny_bundle, "cpu", threads=1, verify=False)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        editor.invert(np.zeros((height, width, 3), np.uint8), 1, fit=fit)
+    told = [f"fit='crop' keeps {kept} % of the picture ({width}x{height} to 64x64); fit='pad' keeps all of it"]
+    assert [str(w.message) for w in caught] == (told if kept and fit == "crop" else [])
+    assert all(w.category is ImageCroppedWarning and w.filename == __file__ for w in caught)
 
 
 def test_the_default_fraction_holds_where_none_is_chosen(tiny_bundle: Path) -> None:

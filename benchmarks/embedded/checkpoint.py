@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.embedded import model
-from benchmarks.embedded.settings import TrainConfig
+from benchmarks.embedded.training.settings import TrainConfig
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

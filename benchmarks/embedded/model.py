@@ -250,16 +250,15 @@ def tokenize(tokenizer: CLIPTokenizer, prompts: list[str]) -> torch.Tensor:
     return ids
 
 
-def save_pipeline(
-    folder: pathlib.Path,
+def make_pipeline(
     *,
     unet: UNet2DConditionModel,
     text_encoder: CLIPTextModel,
     tokenizer: CLIPTokenizer,
     vae: AutoencoderKL,
-) -> None:
-    """Writes a Stable Diffusion folder that `StableDiffusionPipeline.from_pretrained` opens."""
-    pipeline = StableDiffusionPipeline(
+) -> StableDiffusionPipeline:
+    """The parts together."""
+    return StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
@@ -269,7 +268,11 @@ def save_pipeline(
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    pipeline.save_pretrained(folder, safe_serialization=True)
+
+
+def save_pipeline(folder: pathlib.Path, **parts: Any) -> None:
+    """Writes the parts (see `make_pipeline`) as a folder that `StableDiffusionPipeline.from_pretrained` opens."""
+    make_pipeline(**parts).save_pretrained(folder, safe_serialization=True)
     # transformers 5 writes tokenizer.json alone, and others read these two.
     vocab, merges = tokenizer_tables(world_words())
     write_tables(folder / "tokenizer", vocab, merges)

@@ -1,9 +1,10 @@
 """Scores a model of the world with the oracle: generation, reconstruction and edits.
 
 `python -m benchmarks.embedded.score --out FOLDER` scores the shipped bundle by the runtime, or with
-`--checkpoint FOLDER` a pipeline folder in PyTorch: one JSON file for each row in
-`FOLDER/held-out` as soon as it is done, all rows as Markdown in `FOLDER/scores.md`, and a contact
-sheet. With `--validation` the rows go to `FOLDER/validation`, and `scores.md` stays as it is.
+`--checkpoint FOLDER` a pipeline folder by the literal reference: each row goes to
+`FOLDER/held-out.json` as soon as it is done, all rows as Markdown to `FOLDER/scores.md`, and a
+contact sheet. With `--validation` the rows go to `FOLDER/validation.json`, and `scores.md` stays as
+it is.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ import argparse
 import pathlib
 from collections.abc import Sequence
 
-from benchmarks.embedded import sheet, world
-from benchmarks.embedded.editing import ALL_LAYERS, Method
-from benchmarks.embedded.goals import HELD_OUT, VALIDATION
-from benchmarks.embedded.observe import DIFFERENCE, EDITS, GENERATION, RECONSTRUCTION, Part, table
-from benchmarks.embedded.pool import Model, observe_all
-from benchmarks.embedded.tables import gather, keep
-from benchmarks.embedded.verdict import KINDS
+from benchmarks.embedded import world
+from benchmarks.embedded.scoring import sheet
+from benchmarks.embedded.scoring.editing import ALL_LAYERS, Method
+from benchmarks.embedded.scoring.observe import DIFFERENCE, EDITS, GENERATION, RECONSTRUCTION, Part, table
+from benchmarks.embedded.scoring.pool import Model, observe_all
+from benchmarks.embedded.scoring.tables import gather, keep
+from benchmarks.embedded.world import KINDS
 
 
 def methods(fraction: float = 1.0, guidance: float = 3.0) -> dict[str, Method]:
@@ -58,7 +59,7 @@ def parts_of(names: Sequence[str], kinds: tuple[str, ...], steps: int, fraction:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--checkpoint", type=pathlib.Path, help="score it in PyTorch")
+    parser.add_argument("--checkpoint", type=pathlib.Path, help="score it by the literal reference")
     parser.add_argument("--bundle", default="demo", help='score this bundle ("demo": the shipped) by the runtime')
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--parts", default=",".join(PARTS), help="in this order, some of: %(default)s")
@@ -80,13 +81,13 @@ def main() -> None:
         parser.error(str(error))
     scored = Model(options.bundle, options.checkpoint, options.threads, options.cache)
     described = scored.described()
-    folder = options.out / ("validation" if options.validation else "held-out")
-    scenes = world.sample_scenes(options.scenes, VALIDATION if options.validation else HELD_OUT)
+    path = options.out / ("validation.json" if options.validation else "held-out.json")
+    scenes = world.sample_scenes(options.scenes, world.VALIDATION if options.validation else world.HELD_OUT)
     for part, sections in observe_all(scored, parts, scenes, options.processes):
         for section, outcomes in sections.items():
-            keep(folder, section, part.row, part.steps, table(outcomes), described)
+            keep(path, section, part.row, part.steps, table(outcomes), described)
         if not options.validation:
-            (options.out / "scores.md").write_text(gather(folder), encoding="utf-8")
+            (options.out / "scores.md").write_text(gather(path), encoding="utf-8")
     if "sheet" in names:
         shown = list(methods(options.fraction, options.guidance).values())
         options.out.mkdir(parents=True, exist_ok=True)

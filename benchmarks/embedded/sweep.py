@@ -12,11 +12,10 @@ import pathlib
 from typing import Any, Union
 
 from benchmarks.embedded import world
-from benchmarks.embedded.editing import Method
-from benchmarks.embedded.goals import HELD_OUT
-from benchmarks.embedded.observe import EDITS, Part, Sections, table
-from benchmarks.embedded.pool import Model, observe_all
 from benchmarks.embedded.score import methods
+from benchmarks.embedded.scoring.editing import Method
+from benchmarks.embedded.scoring.observe import EDITS, Part, Sections, table
+from benchmarks.embedded.scoring.pool import Model, observe_all
 from freeprompt import Editor
 from freeprompt.runtime.recording import AUTO, FROM_INVERSION
 
@@ -86,7 +85,7 @@ def main() -> None:
     options = parser.parse_args()
     scored = Model(options.bundle, None, options.threads, options.cache)
     editor = Editor.load(options.bundle, "cpu", threads=options.threads)
-    scenes = world.sample_scenes(options.scenes, HELD_OUT)
+    scenes = world.sample_scenes(options.scenes, world.HELD_OUT)
     rows: list[Row] = []
     options.out.parent.mkdir(parents=True, exist_ok=True)
     for part, sections in observe_all(scored, parts(), scenes, options.processes):

@@ -21,11 +21,12 @@ from typing import Any, Optional, Protocol, TextIO, Union
 
 import torch
 
-from benchmarks.embedded import model, progress
-from benchmarks.embedded.autoencoder import AutoencoderTraining
-from benchmarks.embedded.denoiser import DenoiserTraining
-from benchmarks.embedded.replicas import Replicas
-from benchmarks.embedded.settings import TrainConfig
+from benchmarks.embedded import model
+from benchmarks.embedded.training import progress
+from benchmarks.embedded.training.autoencoder import AutoencoderTraining
+from benchmarks.embedded.training.denoiser import DenoiserTraining
+from benchmarks.embedded.training.replicas import Replicas
+from benchmarks.embedded.training.settings import TrainConfig
 
 LOG_STEPS = 50
 """Steps between log lines."""

@@ -7,9 +7,7 @@ import dataclasses
 import numpy as np
 
 from benchmarks.embedded import oracle, world
-
-KINDS = ("colour", "shape", "background")
-"""Attributes that an edit can change."""
+from benchmarks.embedded.world import KINDS
 
 GOOD_IOU = 0.8
 """Overlap from which on an object counts as being in its place."""

@@ -46,6 +46,15 @@ TEMPLATES = (
 )
 SHORT_TEMPLATE = "a {colour} {shape}"
 
+KINDS = ("colour", "shape", "background")
+"""Attributes that an edit can change."""
+
+HELD_OUT = (20_26, 2)
+"""Seed of the scenes that figures are published on; training and settings never see them."""
+
+VALIDATION = (20_26, 1)
+"""Seed of the scenes that settings are chosen on."""
+
 MIN_RADIUS, MAX_RADIUS = 13.0, 21.0
 MAX_SHIFT = 4.0
 COLOUR_JITTER = 7.0
@@ -110,6 +119,18 @@ def sample_caption(scene: Scene, rng: np.random.Generator, drop: float, short: f
     if draw < drop:
         return ""
     return caption(scene, SHORT_TEMPLATE if draw < drop + short else TEMPLATES[choice])
+
+
+def edited_scene(scene: Scene, kind: str) -> Scene:
+    """The scene with another colour, shape or background, drawn uniformly from the others.
+
+    A pure function of the scene, so that whoever has the scenes edits them into the same.
+    """
+    values = {"colour": tuple(COLOURS), "shape": SHAPES, "background": tuple(BACKGROUNDS)}[kind]
+    others = [value for value in values if value != getattr(scene, kind)]
+    rng = np.random.default_rng([scene.jitter, KINDS.index(kind)])
+    change: dict[str, Any] = {kind: others[int(rng.integers(len(others)))]}
+    return dataclasses.replace(scene, **change)
 
 
 def signed_distance(shape: str, x: FloatArray, y: FloatArray, radius: Union[FloatArray, np.float32]) -> FloatArray:

@@ -1,4 +1,4 @@
-"""The parts of the measurement, on one pair of folders. Imports what a part needs when the part runs: see gpu_check."""
+"""The parts of ``benchmarks.gpu_check``, each importing what it needs when it runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Callable, Optional
 
 from benchmarks.gpu import measure
-from benchmarks.gpu.report import goals, merge, precision_table, prepared_table, profile_table, table
+from benchmarks.gpu.report import merge, prepared_table, profile_table, table
 from benchmarks.gpu.results import Results, machine_facts
 from freeprompt.bundle import Bundle
 from freeprompt.engines.session import Backend
@@ -63,45 +63,25 @@ class Check:
             size = sum(file.bytes for file in self.bundle.manifest.files)
             return {"seconds": time.perf_counter() - start, "bytes": size}
 
-        # A bundle that was brought along is used as it is; one that was lost with its machine is made again.
+        # A bundle that is there is used as it is.
         if not (self.work / "bundle" / "manifest.json").exists():
             Results(self.out / "part-export.json", again=True).once("export", run)
 
     def references(self) -> None:
         """PyTorch in float32: a step at every number of rows, and the literal method's edit."""
-        import torch
+        from benchmarks.gpu.torch_parts import refer_edit, refer_steps
 
-        from benchmarks.gpu.literal_peer import literal_edit, load_literal
-        from benchmarks.gpu.torch_peer import TorchBackend
-        from freeprompt.engines.engine_parity import seeded_inputs
-
-        torch.backends.cuda.matmul.allow_tf32 = False
-        torch.backends.cudnn.allow_tf32 = False
-        results = self.results("references")
-
-        def steps() -> dict[str, Any]:
-            backend = TorchBackend(self.checkpoint, self.device, torch.float32, fused=False)
-            session = backend.open(self.bundle, "step")
-            for rows in self.effort.rows:
-                inputs = seeded_inputs(self.bundle.manifest, "step", measure.step_sizes(self.bundle, rows))
-                measure.save_reference(self.out, f"step-{rows}", session.run(inputs)["next_latents"].numpy())
-            return {"rows": list(self.effort.rows)}
-
-        def edit() -> dict[str, Any]:
-            reference = load_literal(self.checkpoint, self.device, half=False)
-            latents = literal_edit(self.bundle, reference, measure.PARITY_STEPS, self.device)
-            measure.save_reference(self.out, "edit", latents)
-            return {"steps": measure.PARITY_STEPS}
-
-        results.once("steps", steps)
-        results.once("edit", edit)
+        once = self.results("references").once
+        where = (self.bundle, self.checkpoint, self.device)
+        once("steps", lambda: refer_steps(*where, self.effort.rows, self.out))
+        once("edit", lambda: refer_edit(*where, self.out))
 
     def machine(self) -> None:
         """Device, versions, and the peak of its matrix units."""
         results = self.results("machine")
         results.once(f"facts, Python {sys.version_info.major}.{sys.version_info.minor}", machine_facts)
         if not self.dry:
-            from benchmarks.gpu.torch_peer import matrix_peak
+            from benchmarks.gpu.torch_parts import matrix_peak
 
             results.once("matrix peak", lambda: {"operations_per_second": matrix_peak(self.device)})
 
@@ -113,7 +93,7 @@ class Check:
 
     def literal(self) -> None:
         """The published method with its maps."""
-        from benchmarks.gpu.literal_peer import time_literal
+        from benchmarks.gpu.torch_parts import time_literal
 
         self.results("literal").once(
             "time of edits", lambda: time_literal(self.bundle, self.checkpoint, self.device, self.effort)
@@ -155,15 +135,6 @@ class Check:
     def ort_tensorrt(self) -> None:
         self._measure("ort-tensorrt", lambda: _onnxruntime("ort-tensorrt"))
 
-    def build_references(self) -> None:
-        """What the engines will be compared with: the Python that has TensorRT has no ONNX Runtime."""
-        from benchmarks.gpu.engines import build_references
-
-        # They lie in the bundle, and are lost with it.
-        there = any(self.bundle.engines.glob("references/*"))
-        results = Results(self.out / "part-build-references.json", self.again or not there)
-        build_references(self.bundle, self.effort.rows, results.once)
-
     def tensorrt_build(self) -> None:
         """Engines for steps of up to three rows and whole edits, one at a time, since a build cannot be resumed."""
         from benchmarks.gpu.engines import build_engines
@@ -190,36 +161,12 @@ class Check:
         for name, measured in profiles(self.bundle, self.checkpoint, self.dry):
             results.once(name, measured)
 
-    def precision_prepare(self) -> None:
-        """A small model whose logits grow; with PyTorch."""
-
-        def run() -> dict[str, Any]:
-            from benchmarks.gpu.precision_prepare import prepare
-
-            return {"logits": [rung.logits for rung in prepare(self.precision_work, self.out, self.dry, self.device)]}
-
-        there = (self.precision_work / "bundle-0" / "manifest.json").exists()
-        Results(self.out / "part-precision-prepare.json", self.again or not there).once("ladder", run)
-
-    def precision(self) -> None:
-        """Where half precision ends, on every backend that this Python has."""
-        from benchmarks.gpu.precision import cases
-
-        results = self.results("precision")
-        for name, measured in cases(self.precision_work, self.out, self.dry):
-            results.once(name, measured)
-
-    @property
-    def precision_work(self) -> Path:
-        return self.work / "precision"
-
     def report(self) -> None:
         """Merge the parts and print the table."""
         parts = merge(self.out)
         macs = self.bundle.manifest.graph("step").macs
         (self.out / "gpu_check.json").write_text(json.dumps({"macs_per_row": macs, "parts": parts}, indent=1) + "\n")
-        tables = (prepared_table, profile_table, precision_table)
-        for section in (table(parts, macs), goals(parts), *(each(parts) for each in tables)):
+        for section in (table(parts, macs), prepared_table(parts), profile_table(parts)):
             print("\n".join(section))
 
     def _measure(
@@ -236,7 +183,7 @@ class Check:
         def create() -> Backend:
             import torch
 
-            from benchmarks.gpu.torch_peer import TorchBackend
+            from benchmarks.peers.torch_editor import TorchBackend
 
             dtype = torch.float32 if self.dry else torch.float16
             return TorchBackend(self.checkpoint, self.device, dtype, compiled)
@@ -253,7 +200,7 @@ class Check:
 
             tiny_pipeline().save_pretrained(self.checkpoint)
         else:
-            from benchmarks.sd15 import save_random_checkpoint
+            from benchmarks.full_size.sd15 import save_random_checkpoint
 
             save_random_checkpoint(self.checkpoint)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Callable
@@ -10,7 +9,6 @@ from typing import Any, Callable
 import msgspec
 
 from freeprompt.bundle import Bundle
-from freeprompt.engines.engine_parity import profile_to_sizes, reference_outputs
 from freeprompt.engines.tensorrt_bundle import LATENCY, MEMORY, BundleBuild, build_bundle
 from freeprompt.engines.tensorrt_profile import DEFAULT_ROWS, Rows, Shapes
 from freeprompt.engines.tensorrt_session import TensorRTBackend
@@ -54,13 +52,6 @@ def build_engines(bundle: Bundle, rows: tuple[int, ...], once: Once, more: bool)
         once(wanted.label, partial(_build, bundle, wanted))
 
 
-def build_references(bundle: Bundle, rows: tuple[int, ...], once: Once) -> None:
-    """What the engines will be compared with, by a Python that has ONNX Runtime: at exactly their shapes."""
-    for more in (False, True):
-        for wanted in wanted_engines(bundle, rows, more):
-            once(wanted.label, partial(_refer, bundle, wanted))
-
-
 def prepare_graphs(bundle: Bundle, backend: Any, once: Once) -> None:
     """Graphs of an edit of latents, rewritten for ONNX Runtime's CUDA provider; one item a graph."""
     for graph in ("step", "record", "step_recorded", "text_encoder", "vae_encoder", "vae_decoder"):
@@ -86,10 +77,3 @@ def _build(bundle: Bundle, wanted: Wanted) -> dict[str, Any]:
     build = BundleBuild(wanted.shapes(bundle), wanted.profile, (wanted.graph,))
     found = build_bundle(bundle, build, TensorRTBackend(), progress=lambda line: print(line, flush=True))
     return {"engines": [{"how": o.how, **msgspec.to_builtins(o.record)} for o in found]}
-
-
-def _refer(bundle: Bundle, wanted: Wanted) -> dict[str, Any]:
-    start = time.perf_counter()
-    for profile in wanted.shapes(bundle).profiles(bundle.manifest, wanted.graph):
-        reference_outputs(bundle, wanted.graph, profile_to_sizes(profile))
-    return {"seconds": time.perf_counter() - start}

@@ -12,7 +12,7 @@ from benchmarks.gpu.kinds import Timed, summarise
 from benchmarks.gpu.measure import step_feeds
 from freeprompt.bundle import Bundle
 
-ROWS = 2  # what the goals are stated for
+ROWS = 2  # an edit's step with one prompt once nothing is replaced
 RUNS = 10
 
 Measured = Callable[[], dict[str, Any]]
@@ -69,7 +69,7 @@ def _torch(bundle: Bundle, checkpoint: Path, compiled: bool, dry: bool) -> dict[
     import torch
 
     from benchmarks.gpu.profile_torch import profile_kernels, synchronized
-    from benchmarks.gpu.torch_peer import TorchBackend
+    from benchmarks.peers.torch_editor import TorchBackend
 
     device = "cpu" if dry else "cuda"
     backend = TorchBackend(checkpoint, device, torch.float32 if dry else torch.float16, compiled)

@@ -10,11 +10,6 @@ from typing import Any, Optional
 from benchmarks.gpu.kinds import NAMES
 from benchmarks.gpu.measure import ROWS
 
-# Of issue 5: on an H100, for Stable Diffusion 1.5's size at 512x512. The last is a ratio to torch.compile.
-GOALS = {"ms per row at 2 rows": 2.5, "first edit, s": 0.5, "further edit, s": 0.28}
-AHEAD = 1.3
-# What the goals are not stated for.
-PEERS = ("torch-eager", "torch-compile", "literal", "ort-cpu")
 LONGEST = 8
 
 
@@ -47,30 +42,6 @@ def table(parts: dict[str, Any], macs: int) -> Iterator[str]:
                 yield f"failed: {name}: {item}: {value['error'][:300]}"
             elif isinstance(value, dict) and value.get("passed") is False:
                 yield f"WRONG: {name}: {item}: {value['relative_l2']:.1e}, {value['bound']:.0e} is allowed"
-
-
-def goals(parts: dict[str, Any]) -> Iterator[str]:
-    """Each goal with the best figure of our backends; where one is missed, the profile that follows says why."""
-    ours = {name: items for name, items in parts.items() if name not in PEERS}
-    found: dict[str, dict[str, float]] = {name: {} for name in GOALS}
-    for name, items in ours.items():
-        step, edits = items.get("time of a step, 2 rows", {}), _best(items, "time of edits")
-        for goal, value in zip(GOALS, (step.get("ms_per_row"), edits.get("first_median"), edits.get("further_median"))):
-            if value is not None:
-                found[goal][name] = value
-    peer = parts.get("torch-compile", {}).get("time of a step, 2 rows", {}).get("ms_per_row")
-    yield ""
-    for goal, figures in found.items():
-        best = min(figures, key=lambda name: figures[name], default=None)
-        if best is None:
-            yield f"goal {goal} <= {GOALS[goal]}: not measured"
-            continue
-        verdict = "met" if figures[best] <= GOALS[goal] else "MISSED"
-        yield f"goal {goal} <= {GOALS[goal]}: {figures[best]:.3f} ({best}): {verdict}"
-        if goal == "ms per row at 2 rows" and peer:
-            ahead = peer / figures[best]
-            verdict = "met" if ahead >= AHEAD else "MISSED"
-            yield f"goal ahead of torch.compile >= {AHEAD}x, step of 2 rows: {ahead:.2f}x ({best}): {verdict}"
 
 
 def prepared_table(parts: dict[str, Any]) -> Iterator[str]:
@@ -109,30 +80,6 @@ def profile_table(parts: dict[str, Any]) -> Iterator[str]:
         for layer in value["layers"][:LONGEST]:
             label = f"{layer['name'][:80]} {layer.get('about', '')[:40]}"
             yield f"  {layer['ms']:8.4f} ms  {layer['calls']:5.1f} x  {layer['kind']:<14} {label}"
-
-
-def precision_table(parts: dict[str, Any]) -> Iterator[str]:
-    """Where half precision ends: the largest logits that gave finite numbers, with their error, and the first that did
-    not."""
-    items = parts.get("precision", {})
-    backends = list(dict.fromkeys(v["backend"] for v in items.values() if "backend" in v))
-    if not backends:
-        return
-    yield ""
-    yield "half precision: largest |q k| (float32) of the step with the error of the result; x where it is not finite"
-    sizes = sorted({v["logits"] for v in items.values() if "backend" in v})
-    lines = [["backend", *(f"{size:.3g}" for size in sizes)]]
-    for backend in backends:
-        found = {v["logits"]: v for v in items.values() if v.get("backend") == backend}
-        cells = [_precision_cell(found.get(size)) for size in sizes]
-        lines.append([backend, *cells])
-    yield from _columns(lines)
-
-
-def _precision_cell(value: Optional[dict[str, Any]]) -> str:
-    if value is None:
-        return "-"
-    return f"{value['relative_l2']:.1e}" if value["finite"] else "x"
 
 
 def _columns(lines: list[list[str]]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""``--compare`` on samples recorded from real runs (benchmarks/slowed.py): two of one build, one slowed by a fifth."""
+"""``--compare`` on samples recorded from real runs that took turns: two of one build, one slowed by a fifth."""
 
 from __future__ import annotations
 

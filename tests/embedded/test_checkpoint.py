@@ -10,16 +10,17 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from benchmarks.embedded import model, oracle, verdict, world
-from benchmarks.embedded.editing import ALL_LAYERS, Method, TorchEditing, edit
-from benchmarks.embedded.goals import edited_scene
+from benchmarks.embedded.scoring.editing import ALL_LAYERS, Method, edit
+from benchmarks.embedded.scoring.literal_editing import LiteralEditing
+from benchmarks.embedded.world import edited_scene
 
 FOLDER = pathlib.Path(__file__).parents[2] / "benchmarks" / "embedded" / "checkpoint"
 
 
 @pytest.fixture(scope="module")
-def editing() -> TorchEditing:
+def editing() -> LiteralEditing:
     torch.set_num_threads(1)
-    return TorchEditing.open(FOLDER)
+    return LiteralEditing.open(FOLDER)
 
 
 def test_files() -> None:
@@ -29,18 +30,18 @@ def test_files() -> None:
     assert suffixes == {".json", ".txt", ".safetensors"}
 
 
-def test_is_made_by_this_code(editing: TorchEditing) -> None:
+def test_is_made_by_this_code(editing: LiteralEditing) -> None:
     sizes = model.ModelConfig()
     tokenizer = model.make_tokenizer()
     text = [world.caption(scene) for scene in world.sample_scenes(5, 1)] + ["", "Zürich, 42!"]
-    assert torch.equal(model.tokenize(editing.tokenizer, text), model.tokenize(tokenizer, text))
-    assert editing.vae is not None
+    pipe = editing.reference.pipe
+    assert torch.equal(model.tokenize(pipe.tokenizer, text), model.tokenize(tokenizer, text))
     made = (model.make_unet(sizes), model.make_text_encoder(sizes, tokenizer), model.make_vae(sizes))
-    for mine, theirs in zip(made, (editing.unet, editing.text_encoder, editing.vae)):
+    for mine, theirs in zip(made, (pipe.unet, pipe.text_encoder, pipe.vae)):
         shapes = {name: value.shape for name, value in mine.state_dict().items()}
         assert shapes == {name: value.shape for name, value in theirs.state_dict().items()}
         assert all(bool(value.isfinite().all()) for value in theirs.state_dict().values())
-    assert len([name for name in editing.unet.attn_processors if ".attn1." in name]) == 16
+    assert len([name for name in pipe.unet.attn_processors if ".attn1." in name]) == 16
 
 
 def test_pipeline_generates() -> None:
@@ -59,7 +60,7 @@ def test_pipeline_generates() -> None:
     assert (found.colour, found.background) == ("red", "white")
 
 
-def test_autoencoder(editing: TorchEditing) -> None:
+def test_autoencoder(editing: LiteralEditing) -> None:
     images = world.render(world.sample_scenes(16, 77))
     with torch.inference_mode():
         latents = editing.encode(images)
@@ -70,7 +71,7 @@ def test_autoencoder(editing: TorchEditing) -> None:
     assert np.mean([oracle.psnr(a, b, everywhere) for a, b in zip(images, back)]) > 32
 
 
-def test_recolours(editing: TorchEditing) -> None:
+def test_recolours(editing: LiteralEditing) -> None:
     """A spot check of the figures in the README."""
     scenes = world.sample_scenes(4, 4)
     goals = [edited_scene(scene, "colour") for scene in scenes]

@@ -13,10 +13,10 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from tokenizers import Tokenizer
 
+from benchmarks.peers.literal import LiteralReference
 from freeprompt import Editor
 from freeprompt.export.checkpoint import quiet
 from freeprompt.export.parity import THRESHOLDS
-from tests.literal import LiteralReference
 
 ROOT = Path(__file__).parents[2]
 CHECKPOINT = ROOT / "benchmarks" / "embedded" / "checkpoint"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.embedded import oracle, verdict, world
-from benchmarks.embedded.goals import edited_scene
+from benchmarks.embedded.world import edited_scene
 
 SCENES = world.sample_scenes(300, 314)
 
@@ -28,7 +28,7 @@ def test_fresh_scenes(measured: list[oracle.Measurement]) -> None:
     assert min(overlaps) > 0.95
 
 
-@pytest.mark.parametrize("kind", verdict.KINDS)
+@pytest.mark.parametrize("kind", world.KINDS)
 def test_wrong_attribute_is_seen(kind: str, measured: list[oracle.Measurement]) -> None:
     """No scene passes for one that differs in one attribute."""
     for scene, found in zip(SCENES, measured):
@@ -36,7 +36,7 @@ def test_wrong_attribute_is_seen(kind: str, measured: list[oracle.Measurement]) 
         assert getattr(found, kind) != getattr(other, kind)
 
 
-@pytest.mark.parametrize("kind", verdict.KINDS)
+@pytest.mark.parametrize("kind", world.KINDS)
 def test_edits_are_judged(kind: str) -> None:
     """A perfect edit passes; no edit, and a perfect edit of something else, fail."""
     for scene in SCENES[:40]:
@@ -46,7 +46,7 @@ def test_edits_are_judged(kind: str) -> None:
         assert perfect.right
         assert perfect.unchanged > 25
         assert not verdict.judge(kind, scene, target, before, before).reached
-        wrong_kind = verdict.KINDS[(verdict.KINDS.index(kind) + 1) % 3]
+        wrong_kind = world.KINDS[(world.KINDS.index(kind) + 1) % 3]
         spoiled = edited_scene(target, wrong_kind)
         assert not verdict.judge(kind, scene, target, before, world.render([spoiled])[0]).right
 

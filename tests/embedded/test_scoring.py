@@ -1,4 +1,4 @@
-"""Scores through the runtime: the same pictures as in PyTorch, whoever shares the work."""
+"""Scores through the runtime: the same pictures as by the literal reference, whoever shares the work."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.embedded import oracle, score, tables, verdict, world
-from benchmarks.embedded.editing import TorchEditing, edit
-from benchmarks.embedded.goals import HELD_OUT, edited_scene
-from benchmarks.embedded.observe import DIFFERENCE, EDITS, GENERATION, RECONSTRUCTION, Part, observe, table
-from benchmarks.embedded.pool import Model, observe_all
-from benchmarks.embedded.runtime_editing import RuntimeEditing
+from benchmarks.embedded import oracle, score, verdict, world
+from benchmarks.embedded.scoring import tables
+from benchmarks.embedded.scoring.editing import edit
+from benchmarks.embedded.scoring.literal_editing import LiteralEditing
+from benchmarks.embedded.scoring.observe import DIFFERENCE, EDITS, GENERATION, RECONSTRUCTION, Part, observe, table
+from benchmarks.embedded.scoring.pool import Model, observe_all
+from benchmarks.embedded.scoring.runtime_editing import RuntimeEditing
+from benchmarks.embedded.world import HELD_OUT, edited_scene
 
 CHECKPOINT = pathlib.Path(__file__).parents[2] / "benchmarks" / "embedded" / "checkpoint"
 STEPS = 4
@@ -25,9 +27,9 @@ SCENES = world.sample_scenes(2, HELD_OUT)
 
 
 @pytest.fixture(scope="module")
-def literal() -> Iterator[TorchEditing]:
+def literal() -> Iterator[LiteralEditing]:
     torch.set_num_threads(1)
-    yield TorchEditing.open(CHECKPOINT)
+    yield LiteralEditing.open(CHECKPOINT)
 
 
 @pytest.fixture()
@@ -40,8 +42,8 @@ def relative_l2(one: world.FloatArray, two: world.FloatArray) -> float:
 
 
 @pytest.mark.parametrize("name", ["none", "self", "cross", "both", "reused"])
-def test_runtime_edits_as_the_literal_method_does(name: str, literal: TorchEditing, runtime: RuntimeEditing) -> None:
-    """The oracle is `TorchEditing`, which runs every row that the method's description names."""
+def test_runtime_edits_as_the_literal_method_does(name: str, literal: LiteralEditing, runtime: RuntimeEditing) -> None:
+    """The oracle runs every row and every map that the method's description names."""
     method = score.methods(0.5 if name == "self" else 1.0)[name]
     images = world.render(SCENES)
     sources = [world.caption(scene) for scene in SCENES]
@@ -57,7 +59,7 @@ def test_runtime_edits_as_the_literal_method_does(name: str, literal: TorchEditi
         assert np.abs(picture.astype(int) - literal.decode_latents(two)).max() <= 1
 
 
-def test_methods_differ(literal: TorchEditing) -> None:
+def test_methods_differ(literal: LiteralEditing) -> None:
     """So that the comparison above tells them apart."""
     images = world.render(SCENES[:1])
     sources = [world.caption(SCENES[0])]
@@ -68,13 +70,13 @@ def test_methods_differ(literal: TorchEditing) -> None:
             assert relative_l2(one, two) > 20 * TOLERANCE
 
 
-def test_runtime_reconstructs_as_the_literal_method_does(literal: TorchEditing, runtime: RuntimeEditing) -> None:
+def test_runtime_reconstructs_as_the_literal_method_does(literal: LiteralEditing, runtime: RuntimeEditing) -> None:
     images = world.render(SCENES)
     one, two = runtime.reconstruct(images, STEPS), literal.reconstruct(images, STEPS)
     assert np.abs(one.astype(int) - two).max() <= 1
 
 
-def test_generation_has_a_seed_of_its_own_for_each_picture(literal: TorchEditing, runtime: RuntimeEditing) -> None:
+def test_generation_has_a_seed_of_its_own_for_each_picture(literal: LiteralEditing, runtime: RuntimeEditing) -> None:
     prompts = [world.caption(scene) for scene in SCENES]
     for editing in (literal, runtime):
         together = editing.generate(prompts, 2, 3.0, 5)
@@ -111,14 +113,14 @@ def test_inversions_are_kept(runtime: RuntimeEditing, monkeypatch: pytest.Monkey
 
 
 def test_few_inversions_are_held(runtime: RuntimeEditing, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.embedded.runtime_editing.HELD", 2)
+    monkeypatch.setattr("benchmarks.embedded.scoring.runtime_editing.HELD", 2)
     for image in world.render(world.sample_scenes(3, 0)):
         runtime.invert(image, 1)
     assert len(runtime._held) == 2
 
 
 def test_processes_change_nothing(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.embedded.pool.SHARE", 1)
+    monkeypatch.setattr("benchmarks.embedded.scoring.pool.SHARE", 1)
     scenes = world.sample_scenes(3, 0)
     methods = score.methods()
     parts = [
@@ -186,7 +188,7 @@ def test_a_perfect_model_scores_full_marks_and_one_that_does_nothing_none(spoil:
     for what, column in ((GENERATION, "all right"), (RECONSTRUCTION, "good"), (EDITS, "right")):
         sections = observe(editing, Part(what, method, 2), SCENES)  # type: ignore[arg-type]
         assert sections.keys() == (
-            {f"Edits of {kind}" for kind in verdict.KINDS} if what == EDITS else {what.capitalize()}
+            {f"Edits of {kind}" for kind in world.KINDS} if what == EDITS else {what.capitalize()}
         )
         for outcomes in sections.values():
             found = table(outcomes)
@@ -199,7 +201,7 @@ def test_a_perfect_model_scores_full_marks_and_one_that_does_nothing_none(spoil:
 
 def test_goals_are_the_scenes_own() -> None:
     scenes = world.sample_scenes(200, 9)
-    for kind in verdict.KINDS:
+    for kind in world.KINDS:
         goals = [edited_scene(scene, kind) for scene in scenes]
         assert goals == [edited_scene(scene, kind) for scene in scenes]
         for scene, goal in zip(scenes, goals):
@@ -211,11 +213,13 @@ def test_goals_are_the_scenes_own() -> None:
 
 def test_rows_are_kept_and_gathered(tmp_path: pathlib.Path) -> None:
     outcomes = [{"right": True, "IoU": 0.5}, {"right": False, "IoU": 1.0}]
-    path = tables.keep(tmp_path, "Edits of colour", "a method, guidance 3", 25, table(outcomes), {"through": "x"})
-    tables.keep(tmp_path, "Generation", "guidance 3", 50, table([{"all right": True}]), {})
-    assert path.name == "edits-of-colour-a-method-guidance-3-25.json"
-    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".json", ".json"]
-    text = tables.gather(tmp_path)
+    path = tmp_path / "made" / "rows.json"
+    colour = (path, "Edits of colour", "a method, guidance 3", 25)
+    tables.keep(*colour, table(outcomes[:1]), {"through": "x"})
+    tables.keep(path, "Generation", "guidance 3", 50, table([{"all right": True}]), {})
+    tables.keep(*colour, table(outcomes), {"through": "x"})
+    assert [p.name for p in path.parent.iterdir()] == ["rows.json"]
+    text = tables.gather(path)
     assert text.index("### Generation") < text.index("### Edits of colour")
     assert "| a method, guidance 3, 25 steps | 2 | 50.0 % [9.5, 90.5] | 0.750 [0.500, 1.000] |" in text
 
@@ -241,3 +245,11 @@ def test_the_oracle_bounds_what_a_score_can_say() -> None:
         for scene, image in zip(scenes, images)
     ]
     assert sum(passed) >= 198
+
+
+def test_the_committed_tables_say_what_the_committed_figures_say() -> None:
+    results = pathlib.Path(__file__).parents[2] / "benchmarks" / "results" / "embedded"
+    text = tables.gather(results / "held-out.json")
+    assert (results / "scores.md").read_text(encoding="utf-8") == text
+    readme = (results.parents[1] / "embedded" / "README.md").read_text(encoding="utf-8")
+    assert [line for line in text.splitlines() if line.startswith("|") and line not in readme] == []

@@ -12,11 +12,14 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
-from benchmarks.embedded import checkpoint, figures, model, progress, train, world
-from benchmarks.embedded.autoencoder import AutoencoderTraining
-from benchmarks.embedded.denoiser import DenoiserTraining
-from benchmarks.embedded.editing import Method, TorchEditing, edit
-from benchmarks.embedded.settings import TrainConfig, learning_rate
+from benchmarks.embedded import checkpoint, model, train, world
+from benchmarks.embedded.scoring import figures
+from benchmarks.embedded.scoring.editing import Method, edit
+from benchmarks.embedded.scoring.literal_editing import LiteralEditing
+from benchmarks.embedded.training import progress
+from benchmarks.embedded.training.autoencoder import AutoencoderTraining
+from benchmarks.embedded.training.denoiser import DenoiserTraining
+from benchmarks.embedded.training.settings import TrainConfig, learning_rate
 
 SIZES = model.ModelConfig(
     channels=(16, 16, 16, 16),
@@ -195,7 +198,7 @@ def test_checkpoint_opens_and_edits(tmp_path: pathlib.Path) -> None:
         (tmp_path / f"{name}.settings.jsonl").write_text('{"batch": 4}\n', encoding="utf-8")
     seen = checkpoint.join(tmp_path, tmp_path / "out", SIZES)
     assert seen == {"unet": 8, "vae": 8}
-    editing = TorchEditing.open(tmp_path / "out")
+    editing = LiteralEditing.open(tmp_path / "out")
     scenes = world.sample_scenes(2, 0)
     images = world.render(scenes)
     prompts = [world.caption(scene) for scene in scenes]

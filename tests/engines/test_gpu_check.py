@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from benchmarks import gpu_check
-from benchmarks.gpu import engines, precision, report
+from benchmarks.gpu import engines, report
 from benchmarks.gpu.kinds import NAMES, Timed, kind_of, summarise
 from benchmarks.gpu.measure import step_feeds
 from benchmarks.gpu.profile_ort import WARM, events_to_nodes
 from benchmarks.gpu.profile_torch import events_to_kernels
 from benchmarks.gpu.profiles import tensorrt_profile
 from freeprompt.bundle import Bundle
-from freeprompt.engines.onnxruntime_backend import OnnxRuntimeBackend
 from tests.engines.conftest import Machine
 
 
@@ -52,7 +49,6 @@ def test_the_dry_run(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[s
         assert min(found["kinds"][k] for k in ("attention", "convolution", "normalisation", "matrix product")) > 0
     printed = capsys.readouterr().out
     assert "where a step of 2 rows spends its time" in printed
-    assert "goal first edit, s <= 0.5: not measured" in printed, "the CPU's figures are not what the goals are about"
     before = (folders[1] / "part-profile.json").read_bytes()
     run(folders, "profile")
     assert (folders[1] / "part-profile.json").read_bytes() == before, "measured once"
@@ -165,35 +161,22 @@ def test_layers_by_tensorrts_profiler(bundle: Bundle) -> None:
     assert {k: v for k, v in found["kinds"].items() if v} == {"attention": 2.0, "copy": 0.5}
 
 
-def test_engines_are_built_where_there_is_no_onnx_runtime(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The references that another Python left are at exactly the shapes of the engines."""
-    import freeprompt.engines.onnxruntime_backend as backend
-
-    rows = (1, 2, 3)
+def test_engines_of_an_edit_come_first(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And together with the others there is one for every graph of an edit, built and compared."""
+    rows = (1, 2, 3, 4)
     results: dict[str, Any] = {}
 
     def once(label: str, run: Any) -> Any:
         results[label] = run()
         return results[label]
 
-    engines.build_references(bundle, rows, once)
-    referred = set(results)
     machine = Machine.create()
     monkeypatch.setattr(engines, "TensorRTBackend", lambda: machine.backend)
-
-    def absent(*args: Any, **kwargs: Any) -> Any:
-        raise AssertionError("not to be used")
-
-    monkeypatch.setattr(backend, "OnnxRuntimeBackend", absent)
-    results.clear()
     for more in (False, True):
         engines.build_engines(bundle, rows, once, more)
-    assert set(results) == referred
     built = [engine for item in results.values() for engine in item["engines"]]
     assert {engine["graph"] for engine in built} == set(bundle.manifest.graphs) - {"step_recording"}
     assert all(engine["how"] == "built" and engine["parity"] for engine in built)
-    # What an edit of latents runs is among the first.
-    monkeypatch.undo()
     first = {(w.graph, w.rows) for w in engines.wanted_engines(bundle, rows, more=False)}
     assert {("step", (1,)), ("step", (2,)), ("step", (3,)), ("record", (2,)), ("step_recorded", (2,))} <= first
 
@@ -212,54 +195,3 @@ def test_graphs_are_prepared_an_item_each(bundle: Bundle, rewritten: Any, monkey
     assert step["operators"]["GroupNorm"] > 0 and len(step["parity"]) == len(step["timings"]) == 3
     lines = list(report.prepared_table(json.loads(json.dumps({"cuda-build": results}))))
     assert any(line.startswith("  step: ") and "GroupNorm" in line and "3 ms, 3 as exported" in line for line in lines)
-
-
-def test_goals_that_are_missed_are_said_to_be() -> None:
-    step, slow = {"ms_per_row": 2.0}, {"ms_per_row": 2.4}
-    edits = {"first_median": 0.6, "further_median": 0.2}
-    parts = {
-        "tensorrt": {"time of a step, 2 rows": step, "time of edits, record exact": edits},
-        "ort-cuda": {"time of a step, 2 rows": slow},
-        "torch-compile": {"time of a step, 2 rows": slow, "time of edits, record none": {"first_median": 0.1}},
-    }
-    lines = list(report.goals(parts))
-    assert "goal ms per row at 2 rows <= 2.5: 2.000 (tensorrt): met" in lines
-    assert "goal ahead of torch.compile >= 1.3x, step of 2 rows: 1.20x (tensorrt): MISSED" in lines
-    assert "goal first edit, s <= 0.5: 0.600 (tensorrt): MISSED" in lines
-    assert "goal further edit, s <= 0.28: 0.200 (tensorrt): met" in lines
-
-
-def test_where_half_precision_ends(
-    tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The ladder on the float32 bundle (an export costs a minute): scaling the weights in the files does to ONNX
-    Runtime what scaling them in the modules does to PyTorch."""
-    from benchmarks.gpu.precision_prepare import prepare
-
-    work, out = tmp_path / "work", tmp_path / "out"
-    out.mkdir()
-    shutil.copytree(tiny_checkpoint, work / "checkpoint")
-    shutil.copytree(tiny_bundle, precision.bundle_path(work, 0))
-    rungs = prepare(work, out, dry=True, device="cpu")
-    assert [rung.logits for rung in rungs[1:]] == pytest.approx(precision.LADDER[1:], rel=0.01)
-    assert precision.load_rungs(out) == rungs
-    for rung in rungs[:3]:
-        bundle = Bundle.open(precision.bundle_path(work, rung.number), verify=False)
-        opened = partial(OnnxRuntimeBackend("cpu", 1).open, bundle, "step")
-        found = precision._measure(bundle, "ort-cpu", opened, rung, out)
-        # Attention that is all but one-hot magnifies rounding.
-        assert found["finite"] and found["relative_l2"] < (1e-5 if rung.number == 0 else 1e-2), found
-    plain = np.load(out / "reference-precision-0.npz")["values"]
-    scaled = np.load(out / "reference-precision-1.npz")["values"]
-    assert np.linalg.norm(plain - scaled) / np.linalg.norm(plain) > 0.05, "or nothing would have been scaled"
-    # In half precision PyTorch's plain attention ends between the last two rungs; its fused one keeps sums in float32.
-    results = dict(precision.cases(work, out, dry=True))
-    last = {name.split(",")[0]: measured for name, measured in results.items() if "1.3e+05" in name}
-    before = {name.split(",")[0]: measured for name, measured in results.items() if "5e+04" in name}
-    assert before["torch-eager"]()["finite"]
-    ended, fused = last["torch-eager"](), last["torch-fused"]()
-    assert not ended["finite"] and ended["relative_l2"] is None
-    assert fused["finite"]
-    (out / "part-precision.json").write_text(json.dumps({"a": ended, "b": fused}))
-    table = list(report.precision_table(report.merge(out)))
-    assert table[-2].split() == ["torch-eager", "x"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import threading
 import time
 from dataclasses import replace
@@ -14,7 +13,6 @@ import numpy as np
 import pytest
 
 from freeprompt.bundle import Bundle
-from freeprompt.engines.engine_parity import reference_path
 from freeprompt.engines.seal import Seal
 from freeprompt.engines.tensorrt_build import BuilderSettings
 from freeprompt.engines.tensorrt_bundle import BundleBuild, build_bundle
@@ -284,26 +282,6 @@ def test_a_second_build_waits_for_the_first(bundle: Bundle) -> None:
         order.append("first")
     thread.join(timeout=30)
     assert order == ["first", "second"]
-
-
-def test_references_can_be_brought_along(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Python that has TensorRT and no ONNX Runtime checks against results of another."""
-    import freeprompt.engines.onnxruntime_backend as backend
-
-    machine = Machine.create()
-    machine.build(bundle, GRAPH)
-    sizes = {"texts": 5}
-    assert reference_path(bundle, GRAPH, sizes).is_file()
-    shutil.rmtree(bundle.engines / "tensorrt")
-
-    def absent(*args: Any, **kwargs: Any) -> Any:
-        raise AssertionError("not to be used")
-
-    monkeypatch.setattr(backend, "OnnxRuntimeBackend", absent)
-    machine.build(bundle, GRAPH)
-    shutil.rmtree(bundle.engines)
-    with pytest.raises(AssertionError):
-        machine.build(bundle, GRAPH)
 
 
 @pytest.mark.parametrize(

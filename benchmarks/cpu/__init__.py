@@ -1,0 +1,1 @@
+"""The CPU suite: python -m benchmarks.cpu.run."""

@@ -1,0 +1,1 @@
+"""The implementations that freeprompt is compared with, and that tests measure it against."""
