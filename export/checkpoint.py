@@ -17,8 +17,9 @@ from freeprompt.export.configs import Configs, read_config, source_to_configs
 from freeprompt.export.families import PARTS, check_configs, check_index
 from freeprompt.export.hub import hub_source
 from freeprompt.export.quiet import quiet
+from freeprompt.export.scheduler import config_to_scheduler
 from freeprompt.export.settings import Progress
-from freeprompt.export.source import INDEX, SINGLE_FILES, STEMS, Source, Weights, find_weights, folder_source
+from freeprompt.export.source import INDEX, SINGLE_FILES, STEMS, Source, Weights, find_weights, folder_source, is_lora
 from freeprompt.export.tokenizer import FILES, load_tokenizer
 from freeprompt.export.weights import load_weights, locate_weights
 
@@ -59,6 +60,8 @@ def load_checkpoint(source: str, variant: str | None = None, progress: Progress 
         CheckpointError: nothing there, weights that are pickles only, a part missing, damaged or of another model, or
             a model that is not of Stable Diffusion 1.x's or 2.x's kind.
     """
+    if not Path(source).exists():
+        progress(f"there is no folder {source}: looking on the hub")
     with quiet():
         files = open_source(source)
         index = files.json(INDEX)
@@ -66,7 +69,8 @@ def load_checkpoint(source: str, variant: str | None = None, progress: Progress 
         files.fetch([INDEX, *_small_files(files)])
         configs = source_to_configs(files)
         check_configs(files, configs)
-        scheduler = read_config(files, "scheduler/scheduler_config.json")
+        scheduler = {"_class_name": index["scheduler"][-1], **read_config(files, "scheduler/scheduler_config.json")}
+        config_to_scheduler(scheduler)  # raises, and before gigabytes are read
         weights = [find_weights(files, part, variant) for part in STEMS]
         if variant is not None and all(each.variant != variant for each in weights):
             raise CheckpointError(f"{source} has no weights of the variant {variant!r}; leave --variant out")
@@ -82,7 +86,6 @@ def load_checkpoint(source: str, variant: str | None = None, progress: Progress 
         for part, model in models.items():
             load_weights(files, part, model, places[part])
             model.eval().requires_grad_(False)
-    scheduler.setdefault("_class_name", index["scheduler"][-1])
     return Checkpoint(
         source, models["unet"], models["vae"], models["text_encoder"], tokenizer, scheduler, tuple(unused)
     )
@@ -141,8 +144,7 @@ def _say_variant(weights: Weights, asked: str | None, progress: Progress) -> Non
 def _unused(source: Source, configs: Configs, tokenizer: CLIPTokenizerFast, embeddings: int) -> list[str]:
     """What lies in the checkpoint and changes nothing in the bundle, though somebody may think so."""
     found = [f"{key} is unknown here and not used" for key in configs.unknown]
-    loras = sorted(name for name in source.names if "lora" in name.rpartition("/")[2].lower())
-    files = [name for name in loras if name.endswith((".safetensors", ".bin"))]
+    files = sorted(name for name in source.names if is_lora(name) and name.endswith((".safetensors", ".bin")))
     if files:
         found.append(
             f"the LoRA {', '.join(files)} is not used: to keep it, load it in diffusers, call fuse_lora() and "

@@ -79,13 +79,14 @@ _BLOCKS = {
 }
 _REASONS = {
     "time_cond_proj_dim": "a latent consistency model (LCM): its U-Net embeds the guidance, which is no input of the "
-    "graphs, and it cannot be inverted with DDIM; export the Stable Diffusion that it was distilled from",
+    "graphs; export the Stable Diffusion that it was distilled from",
     "attention_type": "GLIGEN: its U-Net has gated attention layers for boxes",
     "class_embed_type": "conditioned on a class or an image besides the text",
     "num_class_embeds": "conditioned on a class or a noise level besides the text",
     "addition_embed_type": "conditioned on embeddings besides the text, as Stable Diffusion XL is",
-    "encoder_hid_dim": "conditioned on embeddings that are no CLIP text, as Kandinsky and IP-Adapter are",
-    "encoder_hid_dim_type": "conditioned on embeddings that are no CLIP text, as Kandinsky and IP-Adapter are",
+    "encoder_hid_dim_type": "conditioned on embeddings that are no CLIP text, as Kandinsky is, and whatever was saved "
+    "with an IP-Adapter loaded (then call unload_ip_adapter() and save it again)",
+    "encoder_hid_dim": "conditioned on embeddings that are no CLIP text, as Kandinsky is",
 }
 _CHANNELS = {
     9: "an inpainting model: its U-Net takes 9 channels, mask and masked image among them, and cannot be inverted",

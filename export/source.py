@@ -97,7 +97,7 @@ def check_names(source: Source) -> None:
     if INDEX in source.names:
         return
     top = sorted(name for name in source.names if "/" not in name)
-    singles = [name for name in top if name.endswith(SINGLE_FILES) and "lora" not in name.lower()]
+    singles = [name for name in top if name.endswith(SINGLE_FILES) and not is_lora(name)]
     if not source.names:
         reason = f"it is empty; expected {INDEX} and a folder for each part"
     elif "manifest.json" in top and "tokenizer.json" in top:
@@ -107,12 +107,17 @@ def check_names(source: Source) -> None:
     elif singles:
         file = f"{source.name}/{singles[0]}"
         reason = f"it has no {INDEX} but the file {singles[0]}. {_single_file(file, singles[0], source.folder.name)}"
-    elif any("lora" in name.lower() or name.startswith("adapter_") for name in top):
+    elif any(is_lora(name) or name.startswith("adapter_") for name in top):
         reason = f"it has no {INDEX} but a LoRA; load that into its checkpoint, call fuse_lora() and "
         reason += "unload_lora_weights(), save the pipeline and export what was saved"
     else:
         reason = f"it has no {INDEX}, which DiffusionPipeline.save_pretrained writes"
     raise CheckpointError(f"{source.name} is not a diffusers checkpoint: {reason}")
+
+
+def is_lora(name: str) -> bool:
+    """Whether a file is called a LoRA; "exploration" is none."""
+    return re.search(r"(?<![a-z])lora", name.rpartition("/")[2].lower()) is not None
 
 
 def _single_file(file: str, name: str, folder: str) -> str:
@@ -123,7 +128,7 @@ def _single_file(file: str, name: str, folder: str) -> str:
     return (
         f"{file} is a single-file checkpoint and export takes a diffusers folder. Convert it (diffusers fetches the "
         f'configuration from the hub{trust}): python -c "from diffusers import StableDiffusionPipeline as P; '
-        f"P.from_single_file('{file}').save_pretrained('{target}')\" and export {target}"
+        f'P.from_single_file({file!r}).save_pretrained({target!r})" and export {target}'
     )
 
 
@@ -184,13 +189,13 @@ def _without(source: Source, part: str, names: list[str]) -> str:
         return (
             f"{what} has its weights as pickles only ({next(n for n in names if n.endswith(_PICKLES))}), which are "
             'never read, since reading one runs what is in it. If you trust it: python -c "from diffusers import '
-            f"StableDiffusionPipeline as P; P.from_pretrained('{source.name}', use_safetensors=False)"
+            f"StableDiffusionPipeline as P; P.from_pretrained({source.name!r}, use_safetensors=False)"
             f".save_pretrained('{Path(source.name).name}-safetensors', safe_serialization=True)\""
         )
     if any(name.endswith(".msgpack") for name in names):
         return (
             f"{what} has Flax weights only; export reads safetensors. A diffusers that reads Flax (0.35) converts "
-            f"them: StableDiffusionPipeline.from_pretrained('{source.name}', from_flax=True).save_pretrained(...)"
+            f"them: StableDiffusionPipeline.from_pretrained({source.name!r}, from_flax=True).save_pretrained(...)"
         )
     there = ", ".join(name.partition("/")[2] for name in names[:4])
     return f"{what} has no weights: expected {STEMS[part]}.safetensors, there is {there}"

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
@@ -18,8 +19,9 @@ from freeprompt.errors import CheckpointError, ExportError
 from freeprompt.export.checkpoint import load_checkpoint
 from freeprompt.export.exporter import export_checkpoint
 from freeprompt.export.layers import unet_to_architecture
-from freeprompt.export.parity import THRESHOLDS
+from freeprompt.export.parity import THRESHOLDS, Expectation, graph_to_parity
 from freeprompt.export.scheduler import config_to_scheduler
+from freeprompt.export.source import is_lora
 
 
 @pytest.fixture
@@ -113,6 +115,24 @@ def test_checkpoints_that_cannot_be_exported(
     with pytest.raises(CheckpointError, match=message):
         export_checkpoint(checkpoint, tmp_path / "bundle")
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_a_model_that_is_not_finite_is_not_blamed_on_its_precision(tiny_bundle: Path) -> None:
+    ids = np.zeros((1, 77), np.int32)
+    for values, reason in (
+        (np.full((1, 77, 32), np.nan, np.float32), "in float32 already: its weights are damaged"),
+        (np.zeros((1, 77, 32), np.float32), "differs from the model"),
+    ):
+        expected = Expectation("texts=1", (ids,), (values,))
+        with pytest.raises(ExportError, match=reason):
+            graph_to_parity(
+                "text_encoder", tiny_bundle / "text_encoder.onnx", [expected], ["input_ids"], slice(None), "float32"
+            )
+
+
+@pytest.mark.parametrize("name", ["v1-5-exploration.safetensors", "Floral.ckpt", "my_lora.safetensors", "LoRA-x.bin"])
+def test_what_is_called_a_lora(name: str) -> None:
+    assert is_lora(f"unet/{name}") == (name in ("my_lora.safetensors", "LoRA-x.bin"))
 
 
 @pytest.mark.parametrize("source", ["/none", "a/b/c/d", "", "no spaces allowed"])
