@@ -115,7 +115,7 @@ def _small_files(source: Source) -> list[str]:
     return sorted(wanted & source.names)
 
 
-def _models(source: Source, configs: Configs) -> dict[str, nn.Module]:
+def _models(source: Source, configs: Configs) -> dict[str, Any]:
     """The three models without weights, on PyTorch's meta device."""
     return {
         "unet": _model(source, "unet", lambda: UNet2DConditionModel(**configs.unet)),

@@ -71,7 +71,7 @@ _FREE = {
     "time_embedding_dim",
     "addition_embed_type_num_heads",
 }
-_BLOCKS = {
+_BLOCKS: dict[str, set[str | None]] = {
     "down_block_types": {"CrossAttnDownBlock2D", "DownBlock2D"},
     "up_block_types": {"CrossAttnUpBlock2D", "UpBlock2D"},
     # Distilled models leave the middle out.
