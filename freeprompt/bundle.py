@@ -21,6 +21,7 @@ from freeprompt.manifest import (
 # A manifest is some tens of kilobytes; a file of gigabytes at its place must not be read into memory.
 MAX_MANIFEST_BYTES = 16 << 20
 ENGINES_FOLDER = "engines"
+_CHECKPOINT_NAME = "model_index.json"  # what a folder of diffusers has in a manifest's place
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,11 @@ class Bundle:
         try:
             if not folder.is_dir():
                 raise BundleError(f"no bundle at {folder}: it is not a folder")
+            if not file.is_file() and (folder / _CHECKPOINT_NAME).is_file():
+                raise BundleError(
+                    f"{folder} is a diffusers checkpoint and no bundle: export it first, with "
+                    f"freeprompt export {folder} -o {folder.resolve().name}.bundle"
+                )
             if not file.is_file():
                 raise BundleError(f"no bundle at {folder}: it has no {MANIFEST_NAME}")
             if file.stat().st_size > MAX_MANIFEST_BYTES:
