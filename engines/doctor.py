@@ -148,7 +148,7 @@ def report_to_lines(report: Report) -> Iterator[str]:
             yield f"  not {candidate.name}: {candidate.problem}"
     if report.bundle is not None and report.bundle.problem is None and not report.engines and not report.prepared:
         yield ""
-        yield "the bundle has no TensorRT engines and no graphs prepared for CUDA; the CPU and plain CUDA need none"
+        yield "nothing of the bundle was built for a GPU; the CPU needs nothing built, and CUDA runs graphs as exported"
     if report.engines:
         yield ""
         yield "TensorRT engines of the bundle"
