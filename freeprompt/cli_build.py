@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from freeprompt import clioptions
+from freeprompt.climessage import escaped
 from freeprompt.cliprogress import Stages
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def run(arguments: argparse.Namespace) -> None:
     with stages.stage("build"):
         for outcome in build_bundle(bundle, build, backend, progress=stages.line):
             if not arguments.quiet:
-                print(_outcome_to_line(outcome), flush=True)
+                print(escaped(_outcome_to_line(outcome)), flush=True)
     if not arguments.quiet:
         print(stages.summary())
 
@@ -172,7 +173,8 @@ def _warm_provider(bundle: Bundle, shapes: Shapes, arguments: argparse.Namespace
     with stages.stage("build"):
         for parity in warm_bundle(bundle, shapes, backend, tuple(arguments.graph or ()), stages.line):
             if not arguments.quiet:
-                print(f"{parity.shapes}: differs from ONNX Runtime on the CPU by {parity.relative_l2:.1e}", flush=True)
+                line = f"{parity.shapes}: differs from ONNX Runtime on the CPU by {parity.relative_l2:.1e}"
+                print(escaped(line), flush=True)
     if not arguments.quiet:
         print(stages.summary())
 

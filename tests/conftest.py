@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+# Before any test imports onnxruntime: it turns the library's telemetry off.
+import freeprompt  # noqa: F401
+
 ROOT = Path(__file__).parents[1]
 # The cost of threads that wait for each other on a busy machine is far above what two threads gain on models this
 # small.
