@@ -17,9 +17,10 @@ import numpy as np
 
 from freeprompt.bundle import Bundle
 from freeprompt.engines.session import NumpyArray, Session
+from freeprompt.engines.sidecar import make_folder
 from freeprompt.engines.tensorrt_profile import Profile
 from freeprompt.errors import BackendError
-from freeprompt.files import atomic_path
+from freeprompt.files import atomic_path, open_regular
 from freeprompt.manifest import Manifest, TensorSpec
 
 # Bounds on the relative L2 difference. float32: other orders of summation and Winograd convolutions, TF32 switched off.
@@ -59,6 +60,7 @@ def reference_outputs(
 
     Raises:
         BackendError: not kept, and ONNX Runtime is not installed.
+        OutputError: it cannot be kept.
     """
     path = reference_path(bundle, graph, sizes)
     kept = _load(path)
@@ -74,8 +76,8 @@ def reference_outputs(
     session = OnnxRuntimeBackend("cpu", threads).open(bundle, graph)
     outputs = session.run(seeded_inputs(bundle.manifest, graph, sizes))
     values = {name: array.numpy() for name, array in outputs.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
+    make_folder(path.parent)
+    with atomic_path(path, follow_links=False) as temporary, temporary.open("wb") as file:
         np.savez(file, **values)  # type: ignore[arg-type]
     return values
 
@@ -130,7 +132,7 @@ def _load(path: Path) -> dict[str, NumpyArray] | None:
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open_regular(path, follow_links=False) as opened, np.load(opened, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except (OSError, ValueError, zipfile.BadZipFile):
         return None  # cut off while it was copied: computed again, or reported as missing

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from freeprompt import files
 from freeprompt.errors import FreePromptError, OutputError
-from freeprompt.files import atomic_folder, atomic_path, file_to_sha256
+from freeprompt.files import atomic_folder, atomic_path, check_writable, file_to_sha256, read_regular
 
 INTERRUPTIONS = [KeyboardInterrupt(), ValueError("bug"), SystemExit(3), FreePromptError("known")]
 
@@ -171,9 +172,11 @@ def test_interrupted_overwriting_keeps_the_old(tmp_path: Path, interruption: Bas
 def test_overwriting_failing_at_the_last_rename_keeps_the_old(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interruption: BaseException
 ) -> None:
+    """Where the system cannot exchange two names."""
     target = old_bundle(tmp_path)
     replace = Path.replace
     failures = [interruption]
+    monkeypatch.setattr(files, "exchange", lambda one, other: False)
 
     def failing(self: Path, to: Path) -> Path:
         # The first rename moves the old away; the one that puts the new in its place fails, once.
@@ -187,3 +190,177 @@ def test_overwriting_failing_at_the_last_rename_keeps_the_old(
     assert not failures
     assert names(target) == ["old"]
     assert names(tmp_path) == ["bundle"]
+
+
+@pytest.mark.parametrize(
+    "interruption",
+    [OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt()],
+    ids=["disk", "^C"],
+)
+def test_overwriting_failing_at_the_exchange_keeps_the_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interruption: BaseException
+) -> None:
+    target = old_bundle(tmp_path)
+
+    def failing(one: Path, other: Path) -> bool:
+        raise interruption
+
+    monkeypatch.setattr(files, "exchange", failing)
+    with pytest.raises((OutputError, KeyboardInterrupt)), atomic_folder(target, True) as folder:
+        (folder / "new").write_bytes(b"new")
+    assert names(target) == ["old"]
+    assert names(tmp_path) == ["bundle"]
+
+
+def test_a_file_is_not_overwritten_by_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "bundle").write_bytes(b"mine")
+    with (
+        pytest.raises(OutputError, match="bundle exists and is not a folder"),
+        atomic_folder(tmp_path / "bundle", True),
+    ):
+        pytest.fail("the block must not run")
+    assert (tmp_path / "bundle").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o444, 0o755])
+def test_a_replaced_file_keeps_its_permissions(tmp_path: Path, umask: int, mode: int) -> None:
+    target = tmp_path / "out.png"
+    target.write_bytes(b"old")
+    target.chmod(mode)
+    with atomic_path(target) as path:
+        assert path.stat().st_mode & 0o077 == 0, "more may be read of the new than of the old while it is written"
+        path.write_bytes(b"new")
+    assert target.read_bytes() == b"new"
+    assert target.stat().st_mode & 0o777 == mode
+
+
+def test_a_replaced_folder_keeps_its_permissions(tmp_path: Path, umask: int) -> None:
+    target = old_bundle(tmp_path)
+    target.chmod(0o710)
+    with atomic_folder(target, overwrite=True) as folder:
+        assert folder.stat().st_mode & 0o077 == 0
+    assert target.stat().st_mode & 0o777 == 0o710
+
+
+def test_a_file_is_written_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "here").mkdir()
+    real, link, missing = tmp_path / "there" / "real.png", tmp_path / "here" / "a.png", tmp_path / "here" / "b.png"
+    real.write_bytes(b"old")
+    link.symlink_to(real)
+    missing.symlink_to("../there/made.png")
+    for target in (link, missing):
+        with atomic_path(target) as path:
+            path.write_bytes(b"new")
+            assert path.parent == real.parent, "a rename must stay on one file system"
+        assert target.is_symlink() and target.read_bytes() == b"new"
+    assert names(real.parent) == ["made.png", "real.png"]
+    assert names(link.parent) == ["a.png", "b.png"]
+
+
+def test_a_folder_is_written_through_a_link(tmp_path: Path) -> None:
+    target = old_bundle(tmp_path)
+    (tmp_path / "link").symlink_to(target)
+    with atomic_folder(tmp_path / "link", overwrite=True) as folder:
+        (folder / "new").write_bytes(b"new")
+    assert names(target) == ["new"]
+    assert (tmp_path / "link").is_symlink() and names(tmp_path) == ["bundle", "link"]
+
+
+def test_links_can_be_refused(tmp_path: Path) -> None:
+    (tmp_path / "real").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("real")
+    with pytest.raises(OutputError, match="it is a link"), atomic_path(tmp_path / "link", follow_links=False):
+        pytest.fail("the block must not run")
+    assert (tmp_path / "real").read_bytes() == b"old" and (tmp_path / "link").is_symlink()
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    for name in ("pipe", "loop"):
+        with pytest.raises(OutputError, match="it exists and is not a file"), atomic_path(tmp_path / name):
+            pytest.fail("the block must not run")
+        with pytest.raises(OutputError, match="it exists and is not a file"):
+            check_writable(tmp_path / name)
+    assert names(tmp_path) == ["loop", "pipe"]
+
+
+NAMES = ["x" * 245 + ".png", "x" * 251 + ".png", "ü" * 125 + ".png", "字" * 83 + ".png", "x" * 255, "y." + "x" * 253]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_as_long_as_the_file_system_takes(tmp_path: Path, name: str) -> None:
+    assert len(os.fsencode(name)) >= 249
+    target = tmp_path / name
+    check_writable(target)
+    for content in (b"one", b"two"):
+        with atomic_path(target) as path:
+            path.write_bytes(content)
+            assert path.suffix in (target.suffix, "")
+        assert target.read_bytes() == content
+    target.unlink()
+    for content in ("one", "two"):
+        with atomic_folder(target, overwrite=True) as folder:
+            (folder / content).write_bytes(b"")
+        assert names(target) == [content]
+    assert names(tmp_path) == [name]
+
+
+@pytest.mark.parametrize("name", ["x" * 256, "a\0b", "\ud800"], ids=["long", "NUL", "surrogate"])
+def test_names_that_cannot_be(tmp_path: Path, name: str) -> None:
+    with pytest.raises(OutputError, match="cannot write"), atomic_path(tmp_path / name):
+        pytest.fail("the block must not run")
+    with pytest.raises(OutputError, match="cannot write"), atomic_folder(tmp_path / name):
+        pytest.fail("the block must not run")
+    with pytest.raises(OutputError, match="cannot write"):
+        check_writable(tmp_path / name)
+    assert names(tmp_path) == []
+
+
+def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[tuple[str, int]] = []
+    sync, replace = os.fsync, Path.replace
+
+    def recorded_sync(descriptor: int) -> None:
+        events.append(("sync", os.fstat(descriptor).st_ino))
+        sync(descriptor)
+
+    def recorded_replace(self: Path, to: Path) -> Path:
+        events.append(("rename", self.stat().st_ino))
+        return replace(self, to)
+
+    monkeypatch.setattr(os, "fsync", recorded_sync)
+    monkeypatch.setattr(Path, "replace", recorded_replace)
+    parent = tmp_path.stat().st_ino
+    with atomic_path(tmp_path / "file") as path:
+        path.write_bytes(b"x")
+    file = (tmp_path / "file").stat().st_ino
+    assert events == [("sync", file), ("rename", file), ("sync", parent)]
+    events.clear()
+    with atomic_folder(tmp_path / "bundle") as folder:
+        (folder / "sub").mkdir()
+        (folder / "a").write_bytes(b"a")
+        (folder / "sub" / "b").write_bytes(b"b")
+    made = {("sync", (tmp_path / "bundle" / name).stat().st_ino) for name in ("", "a", "sub", "sub/b")}
+    top = (tmp_path / "bundle").stat().st_ino
+    assert set(events[:-2]) == made and events[-2:] == [("rename", top), ("sync", parent)]
+
+
+def test_only_regular_files_of_a_bounded_size_are_read(tmp_path: Path) -> None:
+    file, link, pipe = tmp_path / "file", tmp_path / "link", tmp_path / "pipe"
+    file.write_bytes(b"12345")
+    link.symlink_to("file")
+    os.mkfifo(pipe)
+    assert read_regular(file, 5) == read_regular(link, 5) == b"12345"
+    with pytest.raises(OSError, match="larger than 4 bytes"):
+        read_regular(file, 4)
+    with pytest.raises(OSError, match="it is a link"):
+        read_regular(link, 5, follow_links=False)
+    for special in (pipe, Path("/dev/zero")):
+        with pytest.raises(OSError, match="not a regular file"):
+            read_regular(special, 1 << 30)
+    with pytest.raises(IsADirectoryError):
+        read_regular(tmp_path, 5)
+    with pytest.raises(FileNotFoundError):
+        read_regular(tmp_path / "none", 5)
