@@ -14,6 +14,9 @@ from freeprompt.engines.session import NumpyArray
 from freeprompt.errors import BundleError, FreePromptError, PromptTruncatedWarning, UsageError
 from freeprompt.manifest import TextSpec
 
+# Ids are 32 bits wide in every graph.
+MAX_TOKEN_ID = (1 << 31) - 1
+
 
 def load_tokenizer(path: Path) -> Tokenizer:
     """Read a tokenizer.json. Raises BundleError if it cannot be read."""
@@ -33,6 +36,7 @@ def prompts_to_ids(tokenizer: Tokenizer, spec: TextSpec, prompts: tuple[str, ...
 
     Raises:
         UsageError: a prompt is not a string or cannot be encoded.
+        BundleError: the tokenizer gives ids that are none.
     """
     ids = np.full((len(prompts), spec.tokens), spec.pad_token_id, np.int32)
     for row, prompt in zip(ids, prompts):
@@ -50,6 +54,8 @@ def prompts_to_ids(tokenizer: Tokenizer, spec: TextSpec, prompts: tuple[str, ...
                 stacklevel=3,
             )
             tokens = [*tokens[: spec.tokens - 1], spec.eos_token_id]
+        if max(tokens, default=0) > MAX_TOKEN_ID:
+            raise BundleError(f"the tokenizer has the id {max(tokens)}, no text encoder takes more than {MAX_TOKEN_ID}")
         row[: len(tokens)] = tokens
     return ids
 
