@@ -93,7 +93,7 @@ def sidecar_to_record(data: bytes, kind: type[RecordT], version: int) -> RecordT
         check_json(data)
         record = msgspec.json.decode(data, type=kind)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise BackendError(f"its sidecar cannot be read: {error}") from error
+        raise BackendError(f"its sidecar cannot be read: {str(error)[:500]}") from error
     found = getattr(record, "version", None)
     if found != version:
         raise BackendError(f"its sidecar has version {found}, this freeprompt reads {version}; build it again")

@@ -194,6 +194,8 @@ class _Sealed:
 
 
 _UNSEALED = b"0" * 64
+# Of a parser's message, which may quote all of a value.
+_MESSAGE = 500
 
 
 def manifest_to_json(manifest: Manifest) -> bytes:
@@ -231,7 +233,7 @@ def manifest_from_json(data: bytes) -> Manifest:
             raise BundleError(f"{MANIFEST_NAME} is damaged or was edited (its SHA-256 differs): copy the bundle again")
         manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise BundleError(f"{MANIFEST_NAME} cannot be read: {error}") from error
+        raise BundleError(f"{MANIFEST_NAME} cannot be read: {str(error)[:_MESSAGE]}") from error
     problem = contradiction(manifest)
     if problem is not None:
         raise BundleError(f"{MANIFEST_NAME} contradicts itself: {problem}")

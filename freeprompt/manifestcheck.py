@@ -108,6 +108,8 @@ def _wrong_files(manifest: Manifest) -> Optional[str]:
     if len(set(used)) != len(used):
         twice = next(path for path in used if used.count(path) > 1)
         return f"{twice} is used for two things"
+    if not manifest.tokenizer.endswith(".json"):
+        return f"{manifest.tokenizer} cannot be a tokenizer, which is JSON"
     if listed[manifest.tokenizer].bytes > MAX_TOKENIZER_BYTES:
         return f"the tokenizer {manifest.tokenizer} is above {MAX_TOKENIZER_BYTES} bytes"
     return None

@@ -98,7 +98,7 @@ def load_inversion(path: Path) -> Inversion:
         OverflowError,
         RecursionError,
     ) as error:
-        raise InversionError(f"{path} is not a saved inversion, or is damaged: {error}") from error
+        raise InversionError(f"{path} is not a saved inversion, or is damaged: {str(error)[:500]}") from error
     if header.format != FORMAT:
         raise InversionError(f"{path} has format {header.format}, this freeprompt reads {FORMAT}: invert again")
     if metadata.get(_DIGEST) != _digest(metadata[_KEY], tensors):
