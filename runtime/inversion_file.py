@@ -18,6 +18,7 @@ from freeprompt.errors import InversionError
 from freeprompt.files import atomic_path, open_regular
 from freeprompt.runtime.inversion import Inversion
 from freeprompt.runtime.plan import RecordPass
+from freeprompt.runtime.recording import EXACT, FROM_INVERSION
 from freeprompt.strictjson import check_json
 
 FORMAT = 1
@@ -29,6 +30,7 @@ MAX_FILE_BYTES = 16 << 30
 # Some thousands of tensors, at about 100 bytes each.
 MAX_HEADER_BYTES = 16 << 20
 
+Mode = Annotated[str, msgspec.Meta(pattern=rf"^({EXACT}|{FROM_INVERSION})\Z")]
 Steps = Annotated[int, msgspec.Meta(ge=1, le=1 << 16)]
 Timestep = Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
 Natural = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
@@ -36,7 +38,7 @@ Natural = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
 
 @dataclass(frozen=True)
 class _SavedPass:
-    mode: Literal["exact", "inversion"]
+    mode: Mode
     levels: tuple[Steps, ...]
     timesteps: tuple[Timestep, ...]
 
@@ -170,5 +172,5 @@ def _digest(header: str, tensors: dict[str, NumpyArray]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype.str} {tensor.shape}".encode())
-        digest.update(np.ascontiguousarray(tensor).reshape(-1))
+        digest.update(np.ascontiguousarray(tensor).reshape(-1).data)
     return digest.hexdigest()

@@ -154,13 +154,18 @@ def test_ids_that_are_too_large_for_a_graph(bundle: Bundle) -> None:
         prompts_to_ids(Tokenizer(), bundle.manifest.text, ("a",))  # type: ignore[arg-type]
 
 
-def edit(*place: Any, to: Any) -> Callable[[Json], Json]:
+def edit(*place: Any, to: Any) -> Callable[[Json], Any]:
     return lambda manifest: with_value(manifest, place, to)
 
 
 def renamed(old: str, new: str) -> Callable[[Json], Json]:
     """A file under another name, wherever it is named."""
-    return lambda manifest: json.loads(json.dumps(manifest).replace(json.dumps(old), json.dumps(new)))
+
+    def change(manifest: Json) -> Json:
+        changed: Json = json.loads(json.dumps(manifest).replace(json.dumps(old), json.dumps(new)))
+        return changed
+
+    return change
 
 
 def with_graph(name: str) -> Callable[[Json], Json]:
@@ -174,8 +179,8 @@ def with_graph(name: str) -> Callable[[Json], Json]:
     return change
 
 
-def without_input(graph: str, name: str) -> Callable[[Json], Json]:
-    def change(manifest: Json) -> Json:
+def without_input(graph: str, name: str) -> Callable[[Json], Any]:
+    def change(manifest: Json) -> Any:
         inputs = [tensor for tensor in manifest["graphs"][graph]["inputs"] if tensor["name"] != name]
         return with_value(manifest, ("graphs", graph, "inputs"), inputs)
 
@@ -235,7 +240,7 @@ INPUT = ("graphs", "step", "inputs", 0)
         (edit("producer", to="x" * 5000), "or too many"),
     ],
 )
-def test_contradictions(original: Json, change: Callable[[Json], Json], message: str | None) -> None:
+def test_contradictions(original: Json, change: Callable[[Json], Any], message: str) -> None:
     with pytest.raises(BundleError, match=message) as raised:
         manifest_from_json(seal(json.dumps(change(original))))
     assert str(raised.value).startswith("manifest.json") and str(raised.value).isprintable()

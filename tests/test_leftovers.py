@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from freeprompt import files
 from freeprompt.files import atomic_folder, atomic_path, restore_folder
+from freeprompt.temporary import Names, sweep
 
 ROOT = Path(__file__).parents[1]
 KILLS = 20
@@ -151,7 +151,7 @@ def test_a_name_taken_for_a_leftover_before_it_was_held_is_given_up(
         descriptor = opened(path, flags, *args)
         if flags & os.O_EXCL and not made:
             made.append(Path(path).name)
-            files.sweep(tmp_path, files.Names.of_file(tmp_path / "out.png"))
+            sweep(tmp_path, Names.of_file(tmp_path / "out.png"))
         return descriptor
 
     monkeypatch.setattr(os, "open", interfering)
@@ -204,8 +204,8 @@ while True:
     write_folder(tmp_path)
     changes, last = 0, 0
     with writer(tmp_path, code):
-        end = time.monotonic() + 30
-        while changes < 30 and time.monotonic() < end:
+        end = time.monotonic() + 10
+        while changes < 200 and time.monotonic() < end:
             now = (tmp_path / "bundle").stat().st_ino  # not there: FileNotFoundError
             changes, last = changes + (now != last), now
     assert changes > 1, "it was not replaced while it was looked at"
