@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from pathlib import PurePosixPath
 from typing import Any, Optional
 
 import msgspec
@@ -97,6 +98,8 @@ def _wrong_files(manifest: Manifest) -> Optional[str]:
     if len({_folded(path) for path in listed}) != len(manifest.files):
         return "a file is listed twice"
     for path in listed:
+        if not _is_inside(path):
+            return f"it names {path[:60]!r}, which is not inside the bundle, or not in the shortest way"
         if any(len(part.encode()) > _NAME_BYTES for part in path.split("/")):
             return f"the name {path[:60]!r}... is too long for a file"
         if _folded(path).split("/")[0] in _RESERVED:
@@ -113,6 +116,16 @@ def _wrong_files(manifest: Manifest) -> Optional[str]:
     if listed[manifest.tokenizer].bytes > MAX_TOKENIZER_BYTES:
         return f"the tokenizer {manifest.tokenizer} is above {MAX_TOKENIZER_BYTES} bytes"
     return None
+
+
+def _is_inside(path: str) -> bool:
+    pure = PurePosixPath(path)
+    return (
+        str(pure) == path
+        and not pure.is_absolute()
+        and not {"..", "."} & {*pure.parts, path}
+        and not {*"\\:"} & {*path}
+    )
 
 
 def _folded(path: str) -> str:

@@ -232,6 +232,10 @@ INPUT = ("graphs", "step", "inputs", 0)
         (renamed("record.onnx", "manifest.json"), "manifest.json cannot be a file of the model"),
         (renamed("record.onnx", "Manifest.json"), "Manifest.json cannot be a file of the model"),
         (renamed("record.onnx", "engines/x.onnx"), "engines/x.onnx cannot be a file of the model"),
+        *(
+            (renamed("record.onnx", path), "not inside the bundle")
+            for path in ("", ".", "./record.onnx", "a//record.onnx", "a/../record.onnx", "/a", "a\\b", "C:x", "a/")
+        ),
         (renamed("record.onnx", "x" * 256), "too long for a file"),
         (renamed("record.onnx", "a\0b"), "cannot be printed"),
         (renamed("record.onnx", "\u202exnno.drocer"), "cannot be printed"),
