@@ -181,9 +181,10 @@ def cuda_options() -> dict[str, str]:
 def tensorrt_options(bundle: Bundle) -> dict[str, str]:
     """Options of the TensorRT provider: its engines are kept in the bundle, where only this user can have put them."""
     from freeprompt.engines.seal import Seal
+    from freeprompt.engines.sidecar import make_folder
 
     folder = bundle.engines / f"ort-tensorrt-{Seal().token('ort-tensorrt')}"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     half = "True" if bundle.manifest.precision == "float16" else "False"
     return {
         "trt_engine_cache_enable": "True",

@@ -6,17 +6,22 @@ Written once for 8.6 and for 10.3 to 11.x. From 10 on networks are strongly type
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
+from freeprompt.engines.sidecar import save_file
 from freeprompt.engines.tensorrt_library import Messages, at_least, parser_failure
 from freeprompt.engines.tensorrt_profile import Profile
 from freeprompt.engines.tensorrt_progress import BuildProgress, Progress, create_monitor
 from freeprompt.errors import BackendError, OutputError, UsageError
-from freeprompt.files import atomic_path
+from freeprompt.files import read_regular
 from freeprompt.manifest import TensorSpec
+
+# A timing cache is some megabytes.
+MAX_CACHE_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -162,8 +167,9 @@ def _add_profiles(
 
 def _load_cache(config: Any, path: Optional[Path]) -> Any:
     data = b""
-    if path is not None and path.is_file():
-        data = path.read_bytes()
+    if path is not None:
+        with contextlib.suppress(OSError):  # none yet, or something else: start anew
+            data = read_regular(path, MAX_CACHE_BYTES, follow_links=False)
     cache = config.create_timing_cache(data)
     if cache is None and data:  # damaged, or of another version: start anew
         cache = config.create_timing_cache(b"")
@@ -178,7 +184,6 @@ def _save_cache(cache: Any, path: Optional[Path]) -> None:
     memory = cache.serialize()
     if memory is not None:
         try:
-            with atomic_path(path) as temporary:
-                temporary.write_bytes(memory)
+            save_file(path, memory)
         except OutputError:
             return  # costs time at the next build, nothing else

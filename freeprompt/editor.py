@@ -20,6 +20,7 @@ from freeprompt.runtime.arguments import Choices, Size, check_size, choices_to_s
 from freeprompt.runtime.graphs import Graphs
 from freeprompt.runtime.image import ImageSource, fit_image, image_to_tensor, open_image, tensor_to_images
 from freeprompt.runtime.inversion import Inversion
+from freeprompt.runtime.inversion_check import check_inversion
 from freeprompt.runtime.pipeline import Limits, Observer, Pipeline
 from freeprompt.runtime.plan import Plan
 from freeprompt.runtime.planner import check_targets
@@ -196,6 +197,7 @@ class Editor:
         schedule = self.pipeline.schedule(steps)
         mode = recording.choose_mode(record, self.manifest, settings)
         if inversion is not None:
+            check_inversion(inversion, self.manifest, schedule)
             held = tuple(inversion.records[mode].passes) if mode in inversion.records else ()
         else:
             plans = (self.pipeline.plan_inversion(schedule, mode, *latents, self.limits),)

@@ -67,6 +67,13 @@ class Inversion:
         """Bytes of recorded rows that this inversion holds."""
         return sum(record.nbytes for record in self.records.values())
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the latents."""
+        levels = self._levels
+        channels, height, width = (levels[0].shape if levels is not None else self.trajectory.shape)[-3:]
+        return channels, height, width
+
     def levels_on(self, backend: Backend) -> tuple[Array, ...]:
         """Latents by level in the memory of ``backend``, moved there once. Records are then on the host: whoever uses
         them places them."""

@@ -16,6 +16,7 @@ from freeprompt.runtime import recording, stages
 from freeprompt.runtime.execute import Records, StepResult, run_steps
 from freeprompt.runtime.graphs import Graphs
 from freeprompt.runtime.inversion import Inversion
+from freeprompt.runtime.inversion_check import check_inversion
 from freeprompt.runtime.plan import Plan, RecordPass
 from freeprompt.runtime.planner import (
     plan_edit,
@@ -189,6 +190,7 @@ class Pipeline:
             )
         limits = limits or Limits()
         schedule = self.schedule(inversion.steps)
+        check_inversion(inversion, self.manifest, schedule)
         mode = recording.choose_mode(mode, self.manifest, settings)
         levels = inversion.levels_on(self.graphs.backend)
         record = inversion.records.get(mode) or recording.Record()

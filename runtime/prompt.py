@@ -16,6 +16,8 @@ from freeprompt.manifest import TextSpec
 
 # A few hundred bytes each, so that a server's memory does not grow with every prompt it has seen.
 _KEPT_PROMPTS = 256
+# Ids are 32 bits wide in every graph.
+MAX_TOKEN_ID = (1 << 31) - 1
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
@@ -66,6 +68,7 @@ def prompts_to_ids(tokenizer: Tokenizer, spec: TextSpec, prompts: tuple[str, ...
 
     Raises:
         UsageError: a prompt is not a string or cannot be encoded.
+        BundleError: the tokenizer gives ids that are none.
     """
     ids = np.full((len(prompts), spec.tokens), spec.pad_token_id, np.int32)
     for row, prompt in zip(ids, prompts):
@@ -83,6 +86,8 @@ def prompts_to_ids(tokenizer: Tokenizer, spec: TextSpec, prompts: tuple[str, ...
                 stacklevel=3,
             )
             tokens = [*tokens[: spec.tokens - 1], spec.eos_token_id]
+        if max(tokens, default=0) > MAX_TOKEN_ID:
+            raise BundleError(f"the tokenizer has the id {max(tokens)}, no text encoder takes more than {MAX_TOKEN_ID}")
         row[: len(tokens)] = tokens
     return ids
 
