@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
     clioutput.check_outputs([_numbered(output, 1)], [], [arguments.image])
 
     from freeprompt.cliinversion import open_source
-    from freeprompt.errors import OutputError, UsageError
+    from freeprompt.errors import LimitError, OutputError, UsageError
 
     stages = Stages(arguments.quiet)
     with stages.stage("loading"):
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
         try:
             image = editor.edit(inversion, prompt, **settings, callback=stages.step)[0]
             clioutput.write_image(image, path)
-        except (UsageError, OutputError) as error:
+        except (UsageError, LimitError, OutputError) as error:
             # The next line may do better; what was inverted is worth keeping.
             stages.clear()
             print(f"freeprompt: error: {error}", file=sys.stderr, flush=True)
