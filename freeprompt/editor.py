@@ -42,8 +42,8 @@ class Editor:
     with a backend of its own; inversions may be shared by all of them.
 
     A ``callback`` is called after each step, in the thread of the call. What it raises passes through, so raising
-    ``freeprompt.errors.Cancelled`` cancels; the editor and every inversion stay usable. It may decode (``preview``), and
-    plan, but not start another call of this editor: UsageError.
+    ``freeprompt.errors.Cancelled`` cancels; the editor and every inversion stay usable. It may decode (``preview``)
+    and plan, but not start another call of this editor: UsageError.
 
     Args:
         bundle: an open bundle.

@@ -197,6 +197,7 @@ class Pipeline:
                 schedule, inversion.prompt, targets, settings, inversion.size, mode, limits, tuple(record.passes)
             )
             self._check_memory(plans, inversion.size, limits)
+            self.budget.use(inversion)
             wanted = inversion.record_bytes - record.nbytes + plans[0].total_record_bytes
             self.budget.make_room(inversion, wanted, limits.total_record_bytes)
             embeddings = self.embed(plans[0].texts)

@@ -38,7 +38,7 @@ class RecordBudget:
         return replace(limits, record_bytes=min(limits.record_bytes, room))
 
     def make_room(self, inversion: Inversion | None, wanted: int, total: int) -> None:
-        """Drop records of others, of the least recently used first, until ``wanted`` more bytes are within ``total``."""
+        """Drop records of others, the least recently used first, until ``wanted`` more bytes are within ``total``."""
         others = self._others(inversion)
         held = wanted + sum(other.record_bytes for other in others)
         for other in others:
