@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import threading
 import warnings
 from pathlib import Path
@@ -39,7 +40,7 @@ def open_image(source: ImageSource) -> Image.Image:
     """
     if isinstance(source, np.ndarray):
         return _to_rgb(_array_to_image(source))
-    name = "the image" if isinstance(source, Image.Image) or hasattr(source, "read") else str(source)
+    name = str(source) if isinstance(source, (str, bytes, os.PathLike)) else "the image"
     try:
         with _WARNINGS, warnings.catch_warnings():
             # The library warns of suspicious sizes and damaged metadata; sizes are checked here, and pixels decide.

@@ -8,9 +8,9 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, Union
+from typing import Any, BinaryIO, Union
 
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from freeprompt.errors import ImageError
 
@@ -60,11 +60,12 @@ def opened_image(source: Union[str, Path, BinaryIO]) -> Iterator[Image.Image]:
         Exception: whatever the library raises for a damaged one.
     """
     with contextlib.ExitStack() as stack:
-        file = source if hasattr(source, "read") else stack.enter_context(_open_regular(source))
+        by_path = isinstance(source, (str, bytes, os.PathLike))
+        file: Any = stack.enter_context(_open_regular(source)) if by_path else source
         taken = formats()
         try:
             image = Image.open(file, formats=taken)
-        except Image.UnidentifiedImageError as error:
+        except UnidentifiedImageError as error:
             raise ImageError(f"{_kind(file)}; pictures are read as {', '.join(taken)}") from error
         yield stack.enter_context(image)
 
@@ -83,7 +84,7 @@ def check_decoder(image: Image.Image) -> None:
         )
 
 
-def _open_regular(path: Union[str, Path]) -> BinaryIO:
+def _open_regular(path: Any) -> BinaryIO:
     # A FIFO would be waited for, and a device read for ever: opened without waiting, and looked at before it is read.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
     handle = os.open(os.fspath(path), flags)

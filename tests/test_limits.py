@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import gc
 import math
+import time
 import weakref
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,6 @@ from freeprompt.engines.onnxruntime_backend import OnnxRuntimeBackend
 from freeprompt.engines.session import NumpyArray
 from freeprompt.errors import FreePromptError, LimitError, PromptTruncatedWarning, UsageError
 from freeprompt.recordsize import record_row_bytes
-from freeprompt.runtime import limits as module
 from freeprompt.runtime.limits import Deadline, Limits
 from tests.test_threads import answer
 
@@ -40,8 +41,8 @@ def open_fake(tiny_bundle: Path, backend: FakeBackend) -> Callable[..., Editor]:
     return lambda **limits: Editor.load(tiny_bundle, backend, verify=False, limits=Limits(**limits))
 
 
-WHOLE = ("rows", "record_bytes", "device_record_bytes", "total_record_bytes", "memory_bytes", "pixels", "steps")
-WHOLE = (*WHOLE, "prompts", "prompt_length")
+WHOLE = [*("rows", "record_bytes", "device_record_bytes", "total_record_bytes"), *("memory_bytes", "pixels", "steps")]
+WHOLE += ["prompts", "prompt_length"]
 
 
 @pytest.mark.parametrize("name", WHOLE)
@@ -59,8 +60,9 @@ def test_seconds_that_are_no_time(value: Any) -> None:
 
 @pytest.mark.parametrize("name", ["rows", "record_bytes", "total_record_bytes", "prompts", "prompt_length"])
 def test_limits_that_must_be(name: str) -> None:
+    given: dict[str, Any] = {name: None}
     with pytest.raises(UsageError, match="must be a whole number"):
-        Limits(**{name: None})
+        Limits(**given)
 
 
 def refusals(editor: Editor, inversion: Inversion, text: str, texts: list[str]) -> list[Callable[[], Any]]:
@@ -157,7 +159,7 @@ class Clock:
             return result
 
         backend.behaviour = behave
-        monkeypatch.setattr(module.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
 
 
 def test_the_time_is_looked_at_before_each_step(
@@ -276,8 +278,6 @@ def test_the_budget_keeps_no_inversion_alive(open_fake: Callable[..., Editor]) -
 
 
 def test_a_record_that_another_thread_is_at_work_on_is_not_dropped(open_fake: Callable[..., Editor]) -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
     editor = open_fake()
     inversion = editor.invert(PICTURE, STEPS)
     record(editor, inversion)

@@ -296,8 +296,8 @@ def test_calls_of_one_editor_never_overlap(fake_editor: Editor, hasty: None) -> 
     ended = threading.Event()
     editor = Editor(fake_editor.bundle, FakeBackend(behave))
     inversion = editor.invert(np.zeros((64, 64, 3), np.uint8), STEPS)
-    jobs = [lambda call=call: call(editor, inversion, lambda progress: None) for call in CALLS.values()]
-    jobs += [lambda: editor.decode(inversion.trajectory[0])] * len(jobs)
+    jobs = [partial(call, editor, inversion, lambda progress: None) for call in CALLS.values()]
+    jobs += [partial(editor.decode, inversion.trajectory[0])] * len(jobs)
     with ThreadPoolExecutor(THREADS) as pool:
         for future in [pool.submit(job) for job in jobs * 2]:
             future.result()
