@@ -66,7 +66,9 @@ def opened_image(source: Union[str, Path, BinaryIO]) -> Iterator[Image.Image]:
         try:
             image = Image.open(file, formats=taken)
         except UnidentifiedImageError as error:
-            raise ImageError(f"{_kind(file)}; pictures are read as {', '.join(taken)}") from error
+            raise ImageError(
+                f"cannot be read as an image: {_kind(file)}; pictures are read as {', '.join(taken)}"
+            ) from error
         yield stack.enter_context(image)
 
 

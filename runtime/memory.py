@@ -39,7 +39,7 @@ def estimate(manifest: Manifest, plans: Sequence[Plan], size: tuple[int, int], o
     if not on_host:
         return trajectory + records
     layers = [height * width // 4**layer.level * layer.channels for layer in manifest.layers]
-    row: int = np.dtype(manifest.precision).itemsize * (_WIDEST * max(layers) + sum(layers) // 2)
+    row: int = np.dtype(manifest.precision).itemsize * (_WIDEST * max(layers, default=0) + sum(layers) // 2)
     rows = max(len(step.rows) for plan in plans for step in plan.steps)
     return trajectory + records + rows * row
 

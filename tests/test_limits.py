@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import gc
 import math
 import time
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from freeprompt import Editor, Inversion, clioptions
+from freeprompt import Editor, Inversion
 from freeprompt.bundle import Bundle
 from freeprompt.clibenchmeter import MeteredBackend, rows_by_graph
 from freeprompt.engines.fake import FakeBackend
@@ -291,15 +290,3 @@ def test_a_record_that_another_thread_is_at_work_on_is_not_dropped(open_fake: Ca
 
 def test_errors_are_of_the_hierarchy() -> None:
     assert issubclass(LimitError, FreePromptError) and not issubclass(LimitError, UsageError)
-
-
-def test_the_command_lines_time_limit(tiny_bundle: Path) -> None:
-    parser = argparse.ArgumentParser(exit_on_error=False)
-    clioptions.add_model_options(parser)
-    clioptions.add_limit_options(parser)
-    given = ["--bundle", str(tiny_bundle), "--backend", "cpu"]
-    editor = clioptions.load_editor(parser.parse_args([*given, "--time-limit", "2.5"]), verify=False)
-    assert editor.limits == Limits(seconds=2.5)
-    for wrong in ("0", "-1", "nan", "inf", "soon", ""):
-        with pytest.raises(argparse.ArgumentError, match="expected a number of seconds above 0"):
-            parser.parse_args([*given, "--time-limit", wrong])
