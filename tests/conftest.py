@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# The cost of threads that wait for each other on a busy machine is far above what two threads gain on models this
-# small.
+# On models this small threads that wait for each other cost far more than two threads gain.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # A shell starts what it puts in the background with Ctrl-C ignored; tests that send one, to themselves or to a process

@@ -204,9 +204,6 @@ class FakeCudart:
         self.enqueue(lambda: self.drain(other, number), stream)
         return (OK,)
 
-    def cudaEventElapsedTime(self, start: int, end: int) -> Any:
-        return OK, float(self.events[end][1] - self.events[start][1])
-
     def cudaStreamBeginCapture(self, stream: int, mode: int) -> Any:
         self.capture = []
         self.captures += 1
