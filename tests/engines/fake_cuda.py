@@ -77,7 +77,6 @@ class FakeCudart:
     cudaStreamCaptureMode = cudaStreamCaptureMode
     cudaDeviceAttr = cudaDeviceAttr
     cudaStreamNonBlocking = 1
-    cudaEventDefault = 0
     cudaEventDisableTiming = 2
 
     def __init__(
