@@ -40,7 +40,6 @@ class BundleBuild:
     graphs: tuple[str, ...] = ()
     workspace_bytes: Optional[int] = None
     optimization_level: int = 3
-    weight_streaming: bool = False
     trust: bool = False
 
     def __post_init__(self) -> None:
@@ -109,7 +108,6 @@ def _build_one(
         profiles=profiles,
         baked=baked,
         optimization_level=build.optimization_level,
-        weight_streaming=build.weight_streaming,
         workspace_bytes=build.workspace_bytes,
         device=machine.device,
         attention_layers=layers if graph.startswith("step") else 0,
@@ -120,9 +118,7 @@ def _build_one(
         if kept is not None:
             assert kept.record is not None
             return Outcome(kept.path, kept.record, "kept")
-        settings = BuilderSettings(
-            manifest.precision, build.workspace_bytes, build.optimization_level, build.weight_streaming, baked
-        )
+        settings = BuilderSettings(manifest.precision, build.workspace_bytes, build.optimization_level, baked)
         shapes = "; ".join(str(profile) for profile in profiles)
         progress(f"building {graph} ({shapes}) with TensorRT {machine.tensorrt} for {machine.device}")
         cache = store.folder / f"timing-{machine.tensorrt}-{machine.capability}.cache"

@@ -35,7 +35,7 @@ NOTHING_TO_BUILD = {
 }
 BUILDABLE = "tensorrt, cuda or ort-tensorrt"
 # Options that only TensorRT's own builder takes, by their names in the parsed arguments.
-TENSORRT_ONLY = ("range", "profile", "workspace", "optimization_level", "stream_weights", "trust")
+TENSORRT_ONLY = ("range", "profile", "workspace", "optimization_level", "trust")
 
 
 def register(subparsers: clioptions.Subparsers) -> None:
@@ -94,11 +94,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--optimization-level", type=int, default=3, metavar="0-5", help="TensorRT's (default: 3)")
     parser.add_argument(
-        "--stream-weights",
-        action="store_true",
-        help="let weights stay in host memory, for GPUs that cannot hold them (slower)",
-    )
-    parser.add_argument(
         "--trust",
         action="store_true",
         help="also check and adopt engines in BUNDLE that were built elsewhere. An engine is code: "
@@ -132,7 +127,6 @@ def run(arguments: argparse.Namespace) -> None:
         tuple(arguments.graph or ()),
         arguments.workspace,
         arguments.optimization_level,
-        arguments.stream_weights,
         arguments.trust,
     )
     backend = TensorRTBackend()

@@ -16,8 +16,7 @@ import pytest
 import freeprompt  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
-# The cost of threads that wait for each other on a busy machine is far above what two threads gain on models this
-# small.
+# On models this small threads that wait for each other cost far more than two threads gain.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # What runtimes have shown to compute right; not in the home of whoever runs the tests.

@@ -68,7 +68,6 @@ class FakeTensorRT:
         times: layers and milliseconds that a profiler is told of after each run.
         distort: applied to every output, for engines that are wrong.
         breaks_capture: the engine does something that cannot be recorded.
-        streamable: bytes of weights that can be streamed.
     """
 
     def __init__(self, version: str, cuda: FakeCudart) -> None:
@@ -83,7 +82,6 @@ class FakeTensorRT:
         self.times: list[tuple[str, float]] = []
         self.distort: Callable[[Any], Any] = lambda values: values
         self.breaks_capture = False
-        self.streamable = 0
         self.gpu = True
         self.builds = 0
         self.contexts = 0
@@ -101,7 +99,7 @@ class FakeTensorRT:
         self.TacticSource = enum("TacticSource", {"EDGE_MASK_CONVOLUTIONS": 3, "JIT_CONVOLUTIONS": 4})
         if modern:
             self.NetworkDefinitionCreationFlag = enum("NetworkDefinitionCreationFlag", {"STRONGLY_TYPED": 1})
-            self.BuilderFlag = enum("BuilderFlag", {"TF32": 7, "WEIGHT_STREAMING": 20})
+            self.BuilderFlag = enum("BuilderFlag", {"TF32": 7})
             self.IProgressMonitor = BaseMonitor
             strategies = {"STATIC": 0, "USER_MANAGED": 2}
             self.ExecutionContextAllocationStrategy = enum("ExecutionContextAllocationStrategy", strategies)
@@ -267,11 +265,8 @@ class FakeEngine:
         self._tensors += [(v.name, TensorIOMode.OUTPUT, NAMES[v.type]) for v in self.session.get_outputs()]
         self.num_io_tensors = len(self._tensors)
         self.num_optimization_profiles = len(self.profiles)
-        self.budget: int | None = None
         if trt.modern:
             self.device_memory_size_v2 = SCRATCH_BYTES
-            self.streamable_weights_size = trt.streamable
-            self.weight_streaming_budget_v2 = 0
             self.create_execution_context = lambda strategy: FakeContext(trt, self, strategy.name)
         else:
             self.device_memory_size = SCRATCH_BYTES

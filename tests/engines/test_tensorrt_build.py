@@ -77,17 +77,13 @@ def test_parts_that_must_stay_float32_are_not_left_to_the_old_version(bundle: Bu
     Machine.create("10.3.0").build(kept, GRAPH)
 
 
-def test_streaming_weights(bundle: Bundle) -> None:
+def test_settings_reach_the_builder(bundle: Bundle) -> None:
     shapes = Shapes((SIZE,), (Rows(1, 1),))
-    build = BundleBuild(shapes, graphs=(GRAPH,), weight_streaming=True, workspace_bytes=1 << 22, optimization_level=5)
+    build = BundleBuild(shapes, graphs=(GRAPH,), workspace_bytes=1 << 22, optimization_level=5)
     machine = Machine.create()
     (outcome,) = build_bundle(bundle, build, machine.backend)
-    assert flags(machine, "set_flag") == ["WEIGHT_STREAMING"]
     assert ("set_memory_pool_limit", "WORKSPACE", 1 << 22) in machine.trt.calls
-    assert outcome.record.weight_streaming and outcome.record.optimization_level == 5
-    old = Machine.create("8.6.1")
-    with pytest.raises(UsageError, match=r"8\.6\.1 has no weight streaming"):
-        list(build_bundle(bundle, build, old.backend))
+    assert (outcome.record.workspace_bytes, outcome.record.optimization_level) == (1 << 22, 5)
 
 
 def test_profiles_are_exact_by_default_and_a_range_on_request(bundle: Bundle) -> None:
