@@ -14,7 +14,7 @@ from freeprompt.engines.cuda_record import CudaRecord, cuda_record_from_json
 from freeprompt.engines.cuda_runtime import CudaRuntime
 from freeprompt.engines.locking import folder_lock
 from freeprompt.engines.seal import Seal
-from freeprompt.engines.sidecar import make_folder, read_sidecar, record_to_sidecar, save_with_sidecar
+from freeprompt.engines.sidecar import make_folder, read_plain, read_sidecar, record_to_sidecar, save_with_sidecar
 from freeprompt.errors import BackendError, BundleError
 
 FOLDER = "cuda"
@@ -98,9 +98,9 @@ class CudaStore:
     def _examine(self, path: Path) -> Prepared:
         try:
             record = cuda_record_from_json(read_sidecar(path))
-            if path.stat().st_size > MAX_MODEL_BYTES:
+            model = read_plain(path, MAX_MODEL_BYTES)
+            if len(model) > MAX_MODEL_BYTES:
                 return Prepared(path, None, "it is too large to be one")
-            model = path.read_bytes()
             return Prepared(path, record, self._refusal(path, record, model), model)
         except (BackendError, OSError) as error:
             return Prepared(path, None, str(error))

@@ -9,7 +9,7 @@ from typing import Callable, Optional
 import numpy as np
 
 from freeprompt.bundle import Bundle
-from freeprompt.engines.session import Array, Feed, HostArray, NumpyArray, check_feeds
+from freeprompt.engines.session import Array, Feed, HostArray, NumpyArray, check_feeds, check_results
 from freeprompt.manifest import TensorSpec
 
 Behaviour = Callable[[str, Mapping[str, NumpyArray]], dict[str, NumpyArray]]
@@ -67,4 +67,6 @@ class FakeSession:
                 )
                 for spec in self.outputs
             }
-        return {name: HostArray(value) for name, value in results.items()}
+        arrays: dict[str, Array] = {name: HostArray(value) for name, value in results.items()}
+        check_results(self.graph, self.outputs, arrays, sizes)
+        return arrays

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -56,9 +58,24 @@ def read_sidecar(path: Path) -> bytes:
     sidecar = path.with_suffix(".json")
     if not sidecar.is_file():
         raise BackendError("it has no sidecar: not built by freeprompt, or the build was cut off")
-    if sidecar.stat().st_size > MAX_SIDECAR_BYTES:
+    data = read_plain(sidecar, MAX_SIDECAR_BYTES)
+    if len(data) > MAX_SIDECAR_BYTES:
         raise BackendError("its sidecar is too large to be one")
-    return sidecar.read_bytes()
+    return data
+
+
+def read_plain(path: Path, limit: int) -> bytes:
+    """A plain file in one reading, cut one byte after ``limit``: whoever checks the length sees that it is longer.
+
+    Raises:
+        OSError: it cannot be read, or is no plain file.
+    """
+    with path.open("rb") as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(f"{path} is no plain file")
+        # Not more than there is: Python reserves what it is asked for.
+        return file.read(min(limit, found.st_size) + 1)
 
 
 def record_to_sidecar(record: Any) -> bytes:

@@ -258,7 +258,9 @@ class Pipeline:
         """Embeddings of a set of prompts [texts, tokens, channels] float32, kept for a while."""
         if texts not in self._embeddings:
             if self._tokenizer is None:
-                self._tokenizer = load_tokenizer(self.graphs.bundle.file(self.manifest.tokenizer))
+                self._tokenizer = load_tokenizer(
+                    self.graphs.bundle.read(self.manifest.tokenizer), self.manifest.tokenizer
+                )
             embeddings = stages.prompts_to_embeddings(self.graphs, self._tokenizer, texts)
             while len(self._embeddings) >= _KEPT_EMBEDDINGS:
                 del self._embeddings[next(iter(self._embeddings))]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -13,12 +12,22 @@ from tokenizers import Tokenizer
 from freeprompt.engines.session import NumpyArray
 from freeprompt.errors import BundleError, FreePromptError, PromptTruncatedWarning, UsageError
 from freeprompt.manifest import TextSpec
+from freeprompt.runtime.tokenizer_file import check_tokenizer
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
-    """Read a tokenizer.json. Raises BundleError if it cannot be read."""
-    with _translated(f"{path.name} is not a tokenizer", BundleError):
-        tokenizer = Tokenizer.from_file(str(path))
+def load_tokenizer(data: bytes, name: str = "tokenizer.json") -> Tokenizer:
+    """The tokenizer that a tokenizer.json describes.
+
+    Args:
+        data: the file's bytes.
+        name: its name, for messages.
+
+    Raises:
+        BundleError: it is none, or one whose work on a prompt would not be bounded.
+    """
+    data = check_tokenizer(data, name)
+    with _translated(f"{name} is not a tokenizer", BundleError):
+        tokenizer = Tokenizer.from_buffer(data)
     # Cutting and padding are done here, where a cut can be told to the user.
     tokenizer.no_truncation()
     tokenizer.no_padding()

@@ -50,7 +50,7 @@ def bundle(tiny_bundle: Path) -> Bundle:
 
 @pytest.fixture(scope="module")
 def tokenizer(bundle: Bundle) -> Tokenizer:
-    return load_tokenizer(bundle.file(bundle.manifest.tokenizer))
+    return load_tokenizer(bundle.read(bundle.manifest.tokenizer))
 
 
 def expected_ids(theirs: CLIPTokenizer, texts: tuple[str, ...]) -> Any:
@@ -122,33 +122,24 @@ def test_what_is_no_string_is_refused(tokenizer: Tokenizer, bundle: Bundle, prom
         prompts_to_ids(tokenizer, bundle.manifest.text, (prompt,))
 
 
-def changed(tiny_bundle: Path, tmp_path: Path, **changes: Any) -> Path:
+def changed(tiny_bundle: Path, **changes: Any) -> bytes:
     data = json.loads((tiny_bundle / "tokenizer.json").read_bytes())
     data.update(changes)
-    path = tmp_path / "tokenizer.json"
-    path.write_text(json.dumps(data))
-    return path
+    return json.dumps(data).encode()
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"version": "1.0"}', "\x00"])
-def test_what_is_no_tokenizer(tmp_path: Path, text: str) -> None:
-    (tmp_path / "tokenizer.json").write_text(text)
-    with pytest.raises(BundleError, match=r"tokenizer\.json is not a tokenizer"):
-        load_tokenizer(tmp_path / "tokenizer.json")
-
-
-def test_no_file(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match=r"tokenizer\.json is not a tokenizer"):
-        load_tokenizer(tmp_path / "tokenizer.json")
+def test_what_is_no_tokenizer(text: str) -> None:
+    with pytest.raises(BundleError, match=r"tokenizer\.json is (not a tokenizer|refused)"):
+        load_tokenizer(text.encode())
 
 
 def test_truncation_and_padding_in_the_file_are_not_used(
-    tiny_bundle: Path, tmp_path: Path, bundle: Bundle, theirs: CLIPTokenizer
+    tiny_bundle: Path, bundle: Bundle, theirs: CLIPTokenizer
 ) -> None:
     """They would cut without a warning."""
-    path = changed(
+    data = changed(
         tiny_bundle,
-        tmp_path,
         truncation={
             "direction": "Right",
             "max_length": 4,
@@ -164,5 +155,5 @@ def test_truncation_and_padding_in_the_file_are_not_used(
             "pad_token": "a",
         },
     )
-    ids = prompts_to_ids(load_tokenizer(path), bundle.manifest.text, TEXTS)
+    ids = prompts_to_ids(load_tokenizer(data), bundle.manifest.text, TEXTS)
     np.testing.assert_array_equal(ids, expected_ids(theirs, TEXTS))
