@@ -38,7 +38,7 @@ class FakeBackend:
 
     def open(self, bundle: Bundle, graph: str) -> FakeSession:
         spec = bundle.manifest.graph(graph)
-        return FakeSession(self, graph, spec.inputs, spec.outputs)
+        return FakeSession(self, graph, spec.inputs, spec.outputs, bundle.manifest.latents.scale)
 
     def upload(self, array: NumpyArray) -> Array:
         return HostArray(np.array(array))
@@ -46,12 +46,13 @@ class FakeBackend:
 
 @dataclass
 class FakeSession:
-    """A session of ``FakeBackend``."""
+    """A session of ``FakeBackend``; ``scale``: pixels for each latent."""
 
     backend: FakeBackend
     graph: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    scale: int = 1
 
     def run(self, feeds: Mapping[str, Feed]) -> dict[str, Array]:
         sizes = check_feeds(self.graph, self.inputs, feeds)
@@ -60,9 +61,14 @@ class FakeSession:
         if self.backend.behaviour is not None:
             results = self.backend.behaviour(self.graph, values)
         else:
+            known = dict(sizes)
+            for side in ("height", "width"):
+                # On the other side of the autoencoder.
+                known.setdefault(f"image_{side}", sizes.get(side, 1) * self.scale)
+                known.setdefault(side, sizes.get(f"image_{side}", self.scale) // self.scale)
             results = {
                 spec.name: np.zeros(
-                    tuple(d if isinstance(d, int) else sizes.get(d, 1) for d in spec.shape),
+                    tuple(d if isinstance(d, int) else known.get(d, 1) for d in spec.shape),
                     spec.dtype,
                 )
                 for spec in self.outputs
