@@ -16,6 +16,7 @@ from typing import Any, Callable, Optional, TypeVar
 _LISTEN_SECONDS = 0.1
 # A library that was told to stop does at the end of the operator that it is in.
 GRACE_SECONDS = 2.0
+_NAME, _LEFT = "freeprompt-calls", "freeprompt-calls-left"
 
 T = TypeVar("T")
 
@@ -63,7 +64,8 @@ class StoppableCalls:
     def _start(self) -> None:
         calls: SimpleQueue[Optional[_Call]] = SimpleQueue()
         # A daemon: one that is left behind must not keep the process from its end.
-        threading.Thread(target=_serve, args=(calls,), name="freeprompt-calls", daemon=True).start()
+        self._thread = threading.Thread(target=_serve, args=(calls,), name=_NAME, daemon=True)
+        self._thread.start()
         self._end = weakref.finalize(self, calls.put, None)
         self._calls, self._process = calls, os.getpid()
 
@@ -71,6 +73,16 @@ class StoppableCalls:
         """Let the thread end with the call that it is in; the next call gets another."""
         self._end()
         self._calls = None
+        self._thread.name = _LEFT
+
+
+def left_behind() -> bool:
+    """Whether a library is still busy with a call that was given up.
+
+    A process that ends as usual then takes apart what the library works with; it does better to end at once
+    (``os._exit``).
+    """
+    return any(thread.name == _LEFT for thread in threading.enumerate())
 
 
 class _Call:
