@@ -235,6 +235,24 @@ def test_another_export_of_the_weights_is_another_graph(bundle: Bundle, rewritte
         assert (store_of(other).model("step") is None) == refused
 
 
+def test_the_graph_that_was_checked_is_rewritten(bundle: Bundle, rewritten: Fused) -> None:
+    """The library reads by path: a copy of what the bundle held when it was opened."""
+    opened = Bundle.open(bundle.path)
+    names = ("vae_decoder.fused.onnx", "vae_decoder.weights")
+    held = {name: opened.read(name) for name in names}
+    for name in names:
+        (bundle.path / name).write_bytes(b"something else")
+    seen: list[dict[str, bytes]] = []
+
+    def fuse(path: Path, graph: str) -> CudaGraph:
+        seen.append({file.name: file.read_bytes() for file in path.parent.iterdir()})
+        return rewritten(graph)
+
+    (done,) = prepare_bundle(opened, SHAPES, CpuBackend(), store_of(opened), ("vae_decoder",), fuse=fuse)
+    assert seen == [held]
+    assert done.how == "prepared"
+
+
 def test_a_write_that_is_cut_off_leaves_no_graph(bundle: Bundle, rewritten: Fused) -> None:
     """Before the sidecar: the graph is refused; the next build makes it good."""
 

@@ -238,6 +238,49 @@ def test_engines_that_were_changed_are_refused(bundle: Bundle) -> None:
         machine.backend.open(bundle, GRAPH)
 
 
+def test_an_engine_is_read_once(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What was hashed is what is loaded, not what lies there a moment later."""
+    machine = Machine.create()
+    (outcome,) = machine.build(bundle, GRAPH)
+    store = EngineStore(bundle, machine.backend.machine)
+    (found,) = store.usable(GRAPH)
+    engine, opened = outcome.path.read_bytes(), Path.open
+
+    def open_and_replace(self: Path, *args: Any, **settings: Any) -> Any:
+        file = opened(self, *args, **settings)
+        if self == outcome.path:
+            other = tmp_path / "other"
+            with opened(other, "wb") as writing:
+                writing.write(engine[::-1])
+            other.replace(self)
+        return file
+
+    monkeypatch.setattr(Path, "open", open_and_replace)
+    assert store.read(found) == engine
+    with pytest.raises(BackendError, match="damaged or was replaced"):
+        store.read(found)
+
+
+def test_an_engine_that_is_no_plain_file(bundle: Bundle) -> None:
+    machine = Machine.create()
+    (outcome,) = machine.build(bundle, GRAPH)
+    store = EngineStore(bundle, machine.backend.machine)
+    (found,) = store.usable(GRAPH)
+    outcome.path.unlink()
+    outcome.path.mkdir()
+    with pytest.raises(BackendError, match="cannot be read"):
+        store.read(found)
+
+
+def test_an_engine_is_built_from_the_graph_that_was_checked(bundle: Bundle) -> None:
+    """The library reads by path: a copy of what the bundle held when it was opened."""
+    machine, opened = Machine.create(), Bundle.open(bundle.path)
+    for name in ("text_encoder.onnx", "text_encoder.fused.onnx", "text_encoder.weights"):
+        (bundle.path / name).write_bytes(b"something else")
+    (outcome,) = machine.build(opened, GRAPH)
+    assert outcome.record.passed
+
+
 def test_a_changed_graph_makes_its_engines_stale(bundle: Bundle, tmp_path: Path) -> None:
     machine = Machine.create()
     machine.build(bundle, GRAPH)
