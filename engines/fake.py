@@ -9,7 +9,7 @@ from typing import Callable, Optional
 import numpy as np
 
 from freeprompt.bundle import Bundle
-from freeprompt.engines.session import Array, Feed, HostArray, NumpyArray, check_feeds
+from freeprompt.engines.session import Array, Feed, HostArray, NumpyArray, check_feeds, check_results
 from freeprompt.manifest import Manifest, TensorSpec
 
 Behaviour = Callable[[str, Mapping[str, NumpyArray]], dict[str, NumpyArray]]
@@ -46,7 +46,7 @@ class FakeBackend:
 
 @dataclass
 class FakeSession:
-    """A session of ``FakeBackend``."""
+    """A session of ``FakeBackend``; ``scale``: pixels for each latent."""
 
     backend: FakeBackend
     graph: str
@@ -61,12 +61,14 @@ class FakeSession:
         if self.backend.behaviour is not None:
             results = self.backend.behaviour(self.graph, values)
         else:
-            sizes = _with_derived(sizes, self.manifest)
+            known = _with_derived(sizes, self.manifest)
             results = {
-                spec.name: np.zeros(tuple(d if isinstance(d, int) else sizes.get(d, 1) for d in spec.shape), spec.dtype)
+                spec.name: np.zeros(tuple(d if isinstance(d, int) else known.get(d, 1) for d in spec.shape), spec.dtype)
                 for spec in self.outputs
             }
-        return {name: HostArray(value) for name, value in results.items()}
+        arrays: dict[str, Array] = {name: HostArray(value) for name, value in results.items()}
+        check_results(self.graph, self.outputs, arrays, sizes)
+        return arrays
 
 
 def _with_derived(sizes: dict[str, int], manifest: Manifest) -> dict[str, int]:

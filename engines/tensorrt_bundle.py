@@ -10,6 +10,7 @@ from typing import Optional
 
 from freeprompt.bundle import Bundle
 from freeprompt.engines.engine_parity import THRESHOLDS, EngineParity, profile_to_sizes, session_to_parity
+from freeprompt.engines.external_data import checked_snapshot
 from freeprompt.engines.tensorrt_build import BuilderSettings, build_engine
 from freeprompt.engines.tensorrt_profile import Profile, Shapes
 from freeprompt.engines.tensorrt_progress import Progress
@@ -123,8 +124,8 @@ def _build_one(
         progress(f"building {graph} ({shapes}) with TensorRT {machine.tensorrt} for {machine.device}")
         cache = store.folder / f"timing-{machine.tensorrt}-{machine.capability}.cache"
         spec = manifest.graph(graph)
-        path = bundle.graph_path(graph)
-        built = build_engine(backend.trt, path, spec.inputs, profiles, settings, cache, progress)
+        with checked_snapshot(bundle, graph) as path:
+            built = build_engine(backend.trt, path, spec.inputs, profiles, settings, cache, progress)
         data = bytes(built.engine)
         record = replace(record, build_seconds=round(built.seconds, 3))
         record = _examined(bundle, record, data, backend, progress)

@@ -11,7 +11,7 @@ from freeprompt.bundle import Bundle
 from freeprompt.engines.cuda_memory import CudaArray, DevicePool
 from freeprompt.engines.cuda_runtime import CudaRuntime
 from freeprompt.engines.cuda_spill import Spill
-from freeprompt.engines.session import Array, Feed, NumpyArray, check_feeds
+from freeprompt.engines.session import Array, Feed, NumpyArray, check_feeds, check_results
 from freeprompt.engines.tensorrt_engine import Engine
 from freeprompt.engines.tensorrt_library import import_tensorrt
 from freeprompt.engines.tensorrt_profile import check_slack, choose_profile
@@ -68,7 +68,9 @@ class TensorRTSession:
         slot = self._slots.get((engine, profile))
         if slot is None:
             slot = self._slots[engine, profile] = self._open(engine, profile, self._cuda_graphs)
-        return slot.run(feeds, bound, sizes)
+        results = slot.run(feeds, bound, sizes)
+        check_results(self._graph, self._spec.outputs, results, sizes)
+        return results
 
     def time_layers(
         self, feeds: Mapping[str, Feed], runs: int = 10, warm: int = 3

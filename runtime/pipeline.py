@@ -54,7 +54,7 @@ class Pipeline:
 
     def __init__(self, graphs: Graphs) -> None:
         self.graphs = graphs
-        self._prompts = PromptReader(graphs.bundle.file(self.manifest.tokenizer), self.manifest.text)
+        self._prompts = PromptReader(graphs.bundle)
         self._embeddings: dict[tuple[str, ...], Array] = {}
         self.budget = RecordBudget()
 

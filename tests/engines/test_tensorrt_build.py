@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from dataclasses import replace
@@ -230,6 +231,48 @@ def test_engines_that_were_changed_are_refused(bundle: Bundle) -> None:
         BackendError, match=r"no TensorRT engine of graph text_encoder can be used here.*freeprompt build"
     ):
         machine.backend.open(bundle, GRAPH)
+
+
+def test_an_engine_is_read_once(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What was hashed is what is loaded, not what lies there a moment later."""
+    machine = Machine.create()
+    (outcome,) = machine.build(bundle, GRAPH)
+    store = EngineStore(bundle, machine.backend.machine)
+    (found,) = store.usable(GRAPH)
+    engine, opened = outcome.path.read_bytes(), os.open
+    other = tmp_path / "other"
+    other.write_bytes(engine[::-1])
+
+    def open_and_replace(path: Any, *args: Any, **settings: Any) -> int:
+        descriptor = opened(path, *args, **settings)
+        if path == outcome.path and other.exists():
+            other.replace(outcome.path)
+        return descriptor
+
+    monkeypatch.setattr(os, "open", open_and_replace)
+    assert store.read(found) == engine
+    with pytest.raises(BackendError, match="damaged or was replaced"):
+        store.read(found)
+
+
+def test_an_engine_that_is_no_plain_file(bundle: Bundle) -> None:
+    machine = Machine.create()
+    (outcome,) = machine.build(bundle, GRAPH)
+    store = EngineStore(bundle, machine.backend.machine)
+    (found,) = store.usable(GRAPH)
+    outcome.path.unlink()
+    outcome.path.mkdir()
+    with pytest.raises(BackendError, match="cannot be read"):
+        store.read(found)
+
+
+def test_an_engine_is_built_from_the_graph_that_was_checked(bundle: Bundle) -> None:
+    """The library reads by path: a copy of what the bundle held when it was opened."""
+    machine, opened = Machine.create(), Bundle.open(bundle.path)
+    for name in ("text_encoder.onnx", "text_encoder.fused.onnx", "text_encoder.weights"):
+        (bundle.path / name).write_bytes(b"something else")
+    (outcome,) = machine.build(opened, GRAPH)
+    assert outcome.record.passed
 
 
 def test_a_changed_graph_makes_its_engines_stale(bundle: Bundle, tmp_path: Path) -> None:
