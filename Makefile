@@ -1,6 +1,7 @@
 # make demo    edit the example image with the built-in model, in an environment of its own without PyTorch
 # make test    every test, in an environment of its own
 # make check   style and types
+# make test-oldest  the export's tests and an edit with the oldest versions that pyproject.toml allows
 # make bench   the CPU benchmarks: benchmarks/REPORT.md and benchmarks/results/, about 15 minutes
 # make clean   remove what the above made, environments included
 #
@@ -20,7 +21,7 @@ PINNED := pyproject.toml constraints.txt
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 VIEW := build/view
 
-.PHONY: demo test check bench clean
+.PHONY: demo test test-oldest check bench clean
 .DELETE_ON_ERROR:
 
 demo: .venv-demo/installed
@@ -31,6 +32,13 @@ demo: .venv-demo/installed
 
 test: .venv/installed
 	.venv/bin/python -m pytest -W error $(PYTEST_ARGS)
+
+# What pyproject.toml claims to work with (constraints-oldest.txt): the parts of it that libraries can break.
+OLDEST_TESTS := tests/test_export.py tests/test_export_hub.py tests/test_checkpoint_kinds.py tests/test_cli_export.py
+test-oldest: .venv-oldest/installed
+	.venv-oldest/bin/python -m pytest -W error $(OLDEST_TESTS) $(PYTEST_ARGS)
+	mkdir -p build/oldest
+	.venv-oldest/bin/freeprompt edit "$(DEMO_IMAGE)" "$(DEMO_PROMPT)" $(DEMO_OPTIONS) -o build/oldest/edited.png
 
 bench: .venv/installed
 	.venv/bin/python -m benchmarks.cpu.run $(BENCH_ARGS)
@@ -61,5 +69,12 @@ $(VIEW):
 	.venv/bin/python $(PIP_INSTALL) --editable '.[dev]'
 	touch $@
 
+.venv-oldest/installed: pyproject.toml constraints-oldest.txt
+	rm -rf .venv-oldest
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-oldest.txt \
+		--editable '.[export]' pytest
+	touch $@
+
 clean:
-	rm -rf .venv .venv-demo build $(DEMO_OUTPUT) .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv .venv-demo .venv-oldest build $(DEMO_OUTPUT) .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -2,131 +2,160 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import re
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTokenizer
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizerFast
 
 from freeprompt.errors import CheckpointError
+from freeprompt.export.configs import Configs, read_config, source_to_configs
+from freeprompt.export.families import PARTS, check_configs, check_index
+from freeprompt.export.hub import hub_source
+from freeprompt.export.quiet import quiet
+from freeprompt.export.settings import Progress
+from freeprompt.export.source import INDEX, SINGLE_FILES, STEMS, Source, Weights, find_weights, folder_source
+from freeprompt.export.tokenizer import FILES, load_tokenizer
+from freeprompt.export.weights import load_weights, locate_weights
 
-_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+# Not sizes of a model; where one is wrong its class says so with whatever it meets first.
+_MODEL_ERRORS = (ValueError, KeyError, TypeError, RuntimeError, AttributeError, IndexError, ZeroDivisionError)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The parts of a checkpoint, in float32 and evaluation mode."""
+    """The parts of a checkpoint, in float32 and evaluation mode.
+
+    Attributes:
+        scheduler: its configuration, as saved.
+        unused: what the checkpoint has and the export does not use, in words.
+    """
 
     name: str
     unet: UNet2DConditionModel
     vae: AutoencoderKL
     text_encoder: CLIPTextModel
-    tokenizer: CLIPTokenizer
+    tokenizer: CLIPTokenizerFast
     scheduler: dict[str, Any]
+    unused: tuple[str, ...] = ()
 
 
-def load_checkpoint(source: str) -> Checkpoint:
-    """Load a diffusers folder, or a model of the hub by its id.
+def load_checkpoint(source: str, variant: str | None = None, progress: Progress = lambda line: None) -> Checkpoint:
+    """Load a diffusers folder, or a model of the hub by its id (owner/name).
+
+    Everything that can be told from configurations and the headers of weights is told before weights are read. Nothing
+    is asked of the hub for a folder, and no code of a checkpoint is run.
+
+    Args:
+        variant: of the weights, such as "fp16"; a part that has none of it takes the one without. None: those without,
+            or the only variant that a part has.
 
     Raises:
-        CheckpointError: nothing there, weights that are pickles only, a part missing or damaged, or a model that is
-        not of
-            Stable Diffusion 1.x's or 2.x's kind.
+        CheckpointError: nothing there, weights that are pickles only, a part missing, damaged or of another model, or
+            a model that is not of Stable Diffusion 1.x's or 2.x's kind.
     """
-    folder = Path(source)
-    if not folder.exists() and not _HUB_ID.fullmatch(source):
-        raise CheckpointError(f"no checkpoint at {source}: give a diffusers folder or a hub id")
-    if folder.exists() and not (folder / "model_index.json").is_file():
+    with quiet():
+        files = open_source(source)
+        index = files.json(INDEX)
+        unused = list(check_index(files, index))
+        files.fetch([INDEX, *_small_files(files)])
+        configs = source_to_configs(files)
+        check_configs(files, configs)
+        scheduler = read_config(files, "scheduler/scheduler_config.json")
+        weights = [find_weights(files, part, variant) for part in STEMS]
+        if variant is not None and all(each.variant != variant for each in weights):
+            raise CheckpointError(f"{source} has no weights of the variant {variant!r}; leave --variant out")
+        files.fetch([*(name for each in weights for name in each.files)])
+        models = _models(files, configs)
+        places = {each.part: locate_weights(files, each, models[each.part]) for each in weights}
+        embeddings = models["text_encoder"].config.vocab_size
+        tokenizer = load_tokenizer(files, embeddings)
+    for each in weights:
+        _say_variant(each, variant, progress)
+    unused += _unused(files, configs, tokenizer, embeddings)
+    with quiet():
+        for part, model in models.items():
+            load_weights(files, part, model, places[part])
+            model.eval().requires_grad_(False)
+    scheduler.setdefault("_class_name", index["scheduler"][-1])
+    return Checkpoint(
+        source, models["unet"], models["vae"], models["text_encoder"], tokenizer, scheduler, tuple(unused)
+    )
+
+
+def open_source(name: str) -> Source:
+    """The files of a folder, or of the hub where there is no such folder and ``name`` is an id.
+
+    Raises:
+        CheckpointError: neither, or not of a diffusers checkpoint.
+    """
+    path = Path(name)
+    if path.exists():
+        return folder_source(name)
+    beside = str(path.parent) != "." and path.parent.exists()
+    if not _HUB_ID.fullmatch(name) or beside or name.endswith(SINGLE_FILES):
         raise CheckpointError(
-            f"{source} is not a diffusers checkpoint: it has no model_index.json; "
-            "convert a single-file checkpoint with diffusers first"
+            f"no checkpoint at {name}: there is no such folder; give a diffusers folder, or a hub id (owner/name)"
         )
-    where: dict[str, Any] = {"local_files_only": True} if folder.exists() else {}
-    try:
-        with quiet():
-            _check_index(DiffusionPipeline.load_config(source, **where))
-            weights = {"use_safetensors": True, "torch_dtype": torch.float32, **where}
-            unet = UNet2DConditionModel.from_pretrained(source, subfolder="unet", **weights)
-            vae = AutoencoderKL.from_pretrained(source, subfolder="vae", **weights)
-            text = CLIPTextModel.from_pretrained(
-                source, subfolder="text_encoder", use_safetensors=True, dtype=torch.float32, **where
-            )
-            tokenizer = CLIPTokenizer.from_pretrained(source, subfolder="tokenizer", **where)
-            scheduler = DDIMScheduler.load_config(source, subfolder="scheduler", **where)
-    except CheckpointError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
-        what = source if folder.exists() else f"{source} (no folder here; asked of the hub)"
-        raise CheckpointError(
-            f"cannot load {what} as a diffusers checkpoint with safetensors weights: {_first_line(error)}"
-        ) from error
-    except Exception as error:  # safetensors and the hub client have classes of their own
-        raise CheckpointError(f"cannot load {source}: {_first_line(error)}") from error
-    checkpoint = Checkpoint(source, unet.eval(), vae.eval(), text.eval(), tokenizer, dict(scheduler))
-    for part in (unet, vae, text):
-        part.requires_grad_(False)
-    _check_kind(checkpoint)
-    return checkpoint
+    return hub_source(name)
 
 
-def _check_index(index: Any) -> None:
-    """Refuse other pipelines by name, before gigabytes are loaded."""
-    config = index[0] if isinstance(index, tuple) else index
-    name = str(config.get("_class_name"))
-    parts = {"unet", "vae", "text_encoder", "tokenizer", "scheduler"}
-    if not parts <= config.keys() or "text_encoder_2" in config:
-        raise CheckpointError(
-            f"the checkpoint is a {name}; freeprompt exports Stable Diffusion 1.x and 2.x "
-            f"(parts {', '.join(sorted(parts))})"
-        )
+def _small_files(source: Source) -> list[str]:
+    """Configurations and the tokenizer: what is needed to decide whether the weights are worth fetching."""
+    wanted = {f"{part}/config.json" for part in STEMS} | {f"tokenizer/{name}" for name in FILES}
+    wanted |= {"scheduler/scheduler_config.json", "tokenizer/tokenizer_config.json"}
+    return sorted(wanted & source.names)
 
 
-def _check_kind(checkpoint: Checkpoint) -> None:
-    unet, vae = checkpoint.unet.config, checkpoint.vae.config
-    reasons = {
-        f"its U-Net takes {unet.in_channels} channels, the autoencoder gives {vae.latent_channels} "
-        "(inpainting and depth models cannot be inverted)": unet.in_channels != vae.latent_channels,
-        "its U-Net takes extra embeddings": unet.addition_embed_type is not None
-        or unet.class_embed_type is not None
-        or unet.encoder_hid_dim_type is not None,
-        "its U-Net has more than one attention block or attends to text only": unet.dual_cross_attention
-        or unet.only_cross_attention is True,
-        f"its U-Net expects text of width {unet.cross_attention_dim}, the text encoder gives "
-        f"{checkpoint.text_encoder.config.hidden_size}": unet.cross_attention_dim
-        != checkpoint.text_encoder.config.hidden_size,
+def _models(source: Source, configs: Configs) -> dict[str, nn.Module]:
+    """The three models without weights, on PyTorch's meta device."""
+    return {
+        "unet": _model(source, "unet", lambda: UNet2DConditionModel(**configs.unet)),
+        "vae": _model(source, "vae", lambda: AutoencoderKL(**configs.vae)),
+        "text_encoder": _model(source, "text_encoder", lambda: CLIPTextModel(CLIPTextConfig(**configs.text))),
     }
-    for reason, applies in reasons.items():
-        if applies:
-            raise CheckpointError(f"{checkpoint.name} cannot be exported: {reason}")
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silence the progress bars, log lines and deprecation warnings of the libraries inside."""
-    loggers = [logging.getLogger(n) for n in ("torch.onnx", "diffusers", "transformers", "torch", "huggingface_hub")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+def _model(source: Source, part: str, make: Callable[[], nn.Module]) -> nn.Module:
     try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        with torch.device("meta"):
+            return make()
+    except _MODEL_ERRORS as error:
+        raise CheckpointError(
+            f"{part}/config.json of {source.name} describes no {PARTS[part][1][0]}: {_first_line(error)}"
+        ) from error
+
+
+def _say_variant(weights: Weights, asked: str | None, progress: Progress) -> None:
+    if weights.variant is not None and asked is None:
+        progress(f"{weights.part}: weights of the variant {weights.variant}, there are no others")
+    elif weights.variant is None and asked is not None:
+        progress(f"{weights.part}: weights without a variant, it has none called {asked}")
+
+
+def _unused(source: Source, configs: Configs, tokenizer: CLIPTokenizerFast, embeddings: int) -> list[str]:
+    """What lies in the checkpoint and changes nothing in the bundle, though somebody may think so."""
+    found = [f"{key} is unknown here and not used" for key in configs.unknown]
+    loras = sorted(name for name in source.names if "lora" in name.rpartition("/")[2].lower())
+    files = [name for name in loras if name.endswith((".safetensors", ".bin"))]
+    if files:
+        found.append(
+            f"the LoRA {', '.join(files)} is not used: to keep it, load it in diffusers, call fuse_lora() and "
+            "unload_lora_weights(), save the pipeline and export that"
+        )
+    more = embeddings - 1 - max(tokenizer.get_vocab().values())
+    if more:
+        found.append(f"{more} embeddings of the text encoder are not used: its tokenizer has no tokens for them")
+    return found
 
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+__all__ = ["Checkpoint", "load_checkpoint", "open_source", "quiet"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,13 +10,13 @@ import torch
 
 import freeprompt
 from freeprompt.bundle import Bundle
-from freeprompt.errors import OutputError
+from freeprompt.errors import CheckpointWarning, OutputError
 from freeprompt.export.calibration import checkpoint_to_calibration
 from freeprompt.export.checkpoint import Checkpoint, load_checkpoint
 from freeprompt.export.constants import checkpoint_to_latents, checkpoint_to_text
 from freeprompt.export.graph_writer import GraphWriter
 from freeprompt.export.layers import Architecture, unet_to_architecture
-from freeprompt.export.scheduler import config_to_scheduler
+from freeprompt.export.scheduler import config_to_scheduler, spacing_to_words
 from freeprompt.export.settings import ExportSettings, Progress
 from freeprompt.export.stage_export import write_stage
 from freeprompt.export.stages import checkpoint_to_stages
@@ -37,6 +38,8 @@ def export_checkpoint(
 ) -> Bundle:
     """Export a diffusers checkpoint (a folder or a hub id) as the bundle ``target``.
 
+    What the checkpoint has and the bundle does not is told as CheckpointWarning and stands in the manifest's notes.
+
     Raises:
         CheckpointError: it cannot be loaded or is of another kind.
         ExportError: a graph cannot be exported or does not agree with the model.
@@ -47,7 +50,9 @@ def export_checkpoint(
     if target.exists() and not overwrite:
         raise OutputError(f"{target} exists already; choose another name or ask to overwrite it")
     progress(f"loading {source}")
-    checkpoint = load_checkpoint(str(source))
+    checkpoint = load_checkpoint(str(source), settings.variant, progress)
+    for line in checkpoint.unused:
+        warnings.warn(f"{source}: {line}", CheckpointWarning, stacklevel=2)
     with atomic_folder(target, overwrite) as folder:
         manifest = _fill(folder, checkpoint, settings, progress)
         (folder / MANIFEST_NAME).write_bytes(manifest_to_json(manifest))
@@ -60,7 +65,12 @@ def _fill(folder: Path, checkpoint: Checkpoint, settings: ExportSettings, progre
     """Write everything but the manifest."""
     latents, text = checkpoint_to_latents(checkpoint), checkpoint_to_text(checkpoint)
     # Here, since an unknown value must be told before graphs are traced for minutes.
-    scheduler = config_to_scheduler(checkpoint.scheduler)
+    scheduler = config_to_scheduler(checkpoint.scheduler, settings.spacing)
+    spacing, differs = spacing_to_words(checkpoint.scheduler, settings.spacing)
+    progress(f"timestep spacing {spacing}")
+    notes = {"timestep spacing": spacing} if differs else {}
+    if checkpoint.unused:
+        notes["not used"] = "; ".join(checkpoint.unused)
     architecture = _architecture(checkpoint, latents, settings)
     stages = tuple(checkpoint_to_stages(checkpoint, latents, text))
     layers = (*(layer.name for layer in architecture.layers), *architecture.cross_layers)
@@ -88,6 +98,7 @@ def _fill(folder: Path, checkpoint: Checkpoint, settings: ExportSettings, progre
         graphs=writer.graphs,
         tokenizer=TOKENIZER,
         files=_files(folder),
+        notes=notes,
         half_precision=writer.half.to_spec() if half else None,
         known_answers=KNOWN_ANSWERS,
     )

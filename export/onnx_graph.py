@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from freeprompt.errors import ExportError
-from freeprompt.export.checkpoint import quiet
+from freeprompt.export.quiet import quiet
 
 DEFAULT_OPSET = 18
 

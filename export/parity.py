@@ -90,7 +90,7 @@ def graph_to_parity(
         for expected in expectations:
             feeds = dict(zip(input_names, expected.inputs, strict=True))
             got = session.run(None, {k: v for k, v in feeds.items() if k in has})
-            found.append(_compare(name, expected.shapes, expected.outputs[outputs], got))
+            found.append(_compare(name, expected.shapes, expected.outputs[outputs], got, precision))
     except ExportError:
         raise
     except Exception as error:
@@ -111,16 +111,25 @@ def _flatten(args: tuple[Any, ...]) -> list[NumpyArray]:
     return flat
 
 
-def _compare(name: str, shapes: str, expected: Sequence[NumpyArray], got: Sequence[NumpyArray]) -> Parity:
+def _compare(
+    name: str, shapes: str, expected: Sequence[NumpyArray], got: Sequence[NumpyArray], precision: str
+) -> Parity:
     square = total = largest = 0.0
     for want, have in zip(expected, got, strict=True):
         if want.shape != have.shape:
             raise ExportError(f"graph {name} gives shape {have.shape}, the model {want.shape}")
-        if not np.isfinite(have).all():
-            raise ParityError(
-                f"graph {name} gives values that are not finite ({shapes}): it overflows in half precision; "
-                "export with float32"
+        if not np.isfinite(want).all():
+            raise ExportError(
+                f"the model of graph {name} gives values that are not finite ({shapes}) in float32 already: its "
+                "weights are damaged"
             )
+        if not np.isfinite(have).all():
+            advice = (
+                "it overflows in half precision; export with float32"
+                if precision == "float16"
+                else ("PyTorch's are; ONNX Runtime computes it wrongly here")
+            )
+            raise ParityError(f"graph {name} gives values that are not finite ({shapes}): {advice}")
         difference = have.astype(np.float64) - want.astype(np.float64)
         square += float(np.sum(difference**2))
         total += float(np.sum(want.astype(np.float64) ** 2))

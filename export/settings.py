@@ -14,6 +14,8 @@ Progress = Callable[[str], None]
 Precision = Literal["float32", "float16"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "float16")
 PROFILES = ("memory", "latency")
+Spacing = Literal["auto", "checkpoint", "leading", "trailing", "linspace"]
+SPACINGS: tuple[Spacing, ...] = ("auto", "checkpoint", "leading", "trailing", "linspace")
 
 
 @dataclass(frozen=True)
@@ -28,18 +30,25 @@ class ExportSettings:
         float32: what stays float32 in a float16 bundle besides what the export finds: names of graphs ("vae_decoder")
             and of attention layers ("unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1", whose maps then are),
             with * and ? as in file names.
+        spacing: of the timesteps; "auto" is the method's ("leading"; "trailing" for models that were trained for it),
+            "checkpoint" what the saved scheduler has, the others are diffusers' names.
+        variant: of the checkpoint's weights, such as "fp16"; None takes those without, or the only variant there is.
     """
 
     precision: Precision = "float32"
     opset: int = DEFAULT_OPSET
     profile: str = "latency"
     float32: tuple[str, ...] = ()
+    spacing: Spacing = "auto"
+    variant: str | None = None
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise UsageError(f"unknown precision {self.precision!r}; use {' or '.join(PRECISIONS)}")
         if self.profile not in PROFILES:
             raise UsageError(f"unknown profile {self.profile!r}; use {' or '.join(PROFILES)}")
+        if self.spacing not in SPACINGS:
+            raise UsageError(f"unknown spacing {self.spacing!r}; use {', '.join(SPACINGS)}")
         if not 18 <= self.opset <= 23:
             raise UsageError(f"opset must be from 18 to 23, not {self.opset}")
         if self.float32 and self.precision == "float32":

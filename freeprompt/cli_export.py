@@ -10,11 +10,12 @@ from freeprompt.cliprogress import Stages
 from freeprompt.errors import ExportError, OutputError
 
 DESCRIPTION = """\
-Export a diffusers checkpoint (a folder or a hub id, weights as safetensors) as a bundle: ONNX
-graphs, tokenizer and manifest in one folder. Every graph is compared with PyTorch; where one does
-not agree, nothing is written. Needs the extra "export": pip install 'freeprompt[export]'."""
+Export a diffusers checkpoint of Stable Diffusion 1.x or 2.x (a folder or a hub id, weights as
+safetensors) as a bundle: ONNX graphs, tokenizer and manifest in one folder. Every graph is
+compared with PyTorch; where one does not agree, nothing is written. Needs the extra "export":
+pip install 'freeprompt[export]'."""
 # What the extra brings; any other module that is missing is a fault of freeprompt.
-_EXTRA = {"torch", "diffusers", "transformers", "accelerate", "onnx", "onnx_ir", "onnxscript"}
+_EXTRA = {"torch", "diffusers", "transformers", "huggingface_hub", "onnx", "onnx_ir", "onnxscript"}
 
 
 def register(subparsers: clioptions.Subparsers) -> None:
@@ -35,6 +36,18 @@ def register(subparsers: clioptions.Subparsers) -> None:
         metavar="NAME",
         help="keep this graph (such as vae_decoder), or the maps of this attention layer (such as 'unet.*.attn1'), in "
         "float32 in a float16 bundle, besides what is found to need it; may be repeated",
+    )
+    parser.add_argument(
+        "--spacing",
+        default="auto",
+        choices=("auto", "checkpoint", "leading", "trailing", "linspace"),
+        help="of the timesteps: auto is the method's (leading, or trailing for models trained for it), checkpoint what "
+        "its saved scheduler has (default: auto)",
+    )
+    parser.add_argument(
+        "--variant",
+        metavar="NAME",
+        help="of the checkpoint's weights, such as fp16 (default: those without, or the only one there is)",
     )
     parser.add_argument("--opset", type=int, default=18, metavar="N", help="ONNX operator set (default: 18)")
     parser.add_argument(
@@ -69,7 +82,14 @@ def run(arguments: argparse.Namespace) -> None:
             raise ExportError(
                 f"export needs {error.name}, which is not installed: pip install 'freeprompt[export]'"
             ) from error
-    settings = ExportSettings(arguments.precision, arguments.opset, arguments.profile, tuple(arguments.float32))
+    settings = ExportSettings(
+        arguments.precision,
+        arguments.opset,
+        arguments.profile,
+        tuple(arguments.float32),
+        arguments.spacing,
+        arguments.variant,
+    )
     with stages.stage("export"), stages.ticking():
         bundle = export_checkpoint(arguments.checkpoint, arguments.output, settings, arguments.overwrite, stages.line)
     size = sum(file.bytes for file in bundle.manifest.files)

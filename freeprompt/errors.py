@@ -65,3 +65,7 @@ class NegativePromptUnusedWarning(FreePromptWarning):
 
 class ImageCroppedWarning(FreePromptWarning):
     """Cropping left a large part of an image out."""
+
+
+class CheckpointWarning(FreePromptWarning):
+    """A checkpoint has something that its bundle does not use, such as a ControlNet."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from freeprompt.errors import ExportError
 from tests.cli_runner import Outcome, assert_fails, call, names
 
 Capture = pytest.CaptureFixture[str]
@@ -84,6 +85,33 @@ def test_checkpoints_that_are_not_there(folder: Path, capsys: Capture) -> None:
         assert_fails(call(capsys, "export", checkpoint, "-o", "bundle", "-q"), 1, word)
     assert_fails(call(capsys, "export", "empty", "-o", "bundle", "-q", "--opset", 7), 2, "opset")
     assert names(folder) == ["empty"]
+
+
+def test_what_is_not_used_is_a_warning_even_where_quiet(
+    folder: Path, tiny_checkpoint: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from freeprompt.export import exporter
+
+    def stop(*_: object) -> None:
+        raise ExportError("far enough")
+
+    monkeypatch.setattr(exporter, "save_tokenizer", stop)
+    shutil.copytree(tiny_checkpoint, folder / "checkpoint")
+    (folder / "checkpoint" / "my-lora.safetensors").touch()
+    outcome = call(capsys, "export", "checkpoint", "-o", "bundle", "-q")
+    assert outcome.code == 1
+    warning, error = outcome.err.splitlines()
+    assert warning.startswith("freeprompt: warning: checkpoint: the LoRA my-lora.safetensors is not used")
+    assert error == "freeprompt: error: far enough"
+    outcome = call(capsys, "export", "checkpoint", "-o", "bundle", "--spacing", "trailing")
+    assert "timestep spacing trailing, as asked for; the checkpoint's DDIMScheduler has leading\n" in outcome.err
+
+
+def test_variant_and_spacing_are_options(folder: Path, tiny_checkpoint: Path, capsys: Capture) -> None:
+    outcome = call(capsys, "export", tiny_checkpoint, "-o", "bundle", "-q", "--variant", "fp16")
+    assert_fails(outcome, 1, "no weights of the variant 'fp16'", "--variant")
+    assert_fails(call(capsys, "export", tiny_checkpoint, "-o", "bundle", "--spacing", "karras"), 2, "--spacing")
+    assert names(folder) == []
 
 
 def test_a_disk_that_fills_while_exporting_leaves_nothing(folder: Path, tiny_checkpoint: Path, capsys: Capture) -> None:

@@ -3,9 +3,13 @@ around it."""
 
 from __future__ import annotations
 
+import json
+import tempfile
+from pathlib import Path
+
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizerFast
 
 WORDS = ("a", "red", "blue", "cat", "dog", "photo", "of")
 
@@ -55,7 +59,7 @@ def tiny_pipeline(seed: int = 0) -> StableDiffusionPipeline:
 
 
 def to_pipeline(
-    unet: UNet2DConditionModel, vae: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer
+    unet: UNet2DConditionModel, vae: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizerFast
 ) -> StableDiffusionPipeline:
     """A pipeline of these parts with Stable Diffusion 1.x's noise schedule."""
     scheduler = DDIMScheduler(
@@ -78,7 +82,7 @@ def to_pipeline(
     )
 
 
-def tiny_tokenizer() -> CLIPTokenizer:
+def tiny_tokenizer() -> CLIPTokenizerFast:
     """Byte-level, so that any text has ids, with merges for a few words."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     alphabet = [chr(c) for c in printable] + [chr(256 + i) for i in range(256 - len(printable))]
@@ -95,5 +99,8 @@ def tiny_tokenizer() -> CLIPTokenizer:
     vocab = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
     vocab["<|startoftext|>"] = len(vocab)
     vocab["<|endoftext|>"] = len(vocab)
-    pairs = [tuple(merge.split(" ")) for merge in merges]
-    return CLIPTokenizer(vocab=vocab, merges=pairs, model_max_length=77)
+    # From files, as every version of transformers takes it.
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
+        Path(folder, "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
+        return CLIPTokenizerFast.from_pretrained(folder, model_max_length=77, local_files_only=True)
