@@ -127,10 +127,10 @@ def _read_tensor(data: bytes, place: slice) -> Optional[ExternalTensor]:
         elif number == 8 and isinstance(value, slice):
             name = data[value].decode()
         elif number == 13 and isinstance(value, slice):
-            parts = {n: data[v].decode() for n, v in _fields(data, value.start, value.stop) if isinstance(v, slice)}
-            if parts.get(1, "") in entries:
+            key, text = _read_entry(data, value)
+            if key in entries:
                 raise ValueError(f"{name!r} says twice where it is")
-            entries[parts.get(1, "")] = parts.get(2, "")
+            entries[key] = text
         elif number == 14 and isinstance(value, int):
             location = value
     if not entries and location != _EXTERNAL:
@@ -146,6 +146,23 @@ def _read_tensor(data: bytes, place: slice) -> Optional[ExternalTensor]:
     if "length" in entries and int(numbers[1]) != tensor.nbytes:
         raise ValueError(f"{name!r} takes {numbers[1]} bytes, its shape {tensor.nbytes}")
     return tensor
+
+
+def _read_entry(data: bytes, place: slice) -> tuple[str, str]:
+    """A StringStringEntryProto."""
+    entry = data[place]
+    # As every writer puts it: key and value, each a tag, a length of one byte, and the text.
+    middle = 2 + entry[1]
+    if (
+        entry[0] == 0x0A
+        and entry[1] < 128
+        and entry[middle : middle + 2] == bytes((0x12, len(entry) - middle - 2 & 127))
+    ):
+        key, text = entry[2:middle], entry[middle + 2 :]
+        if len(text) < 128:
+            return key.decode(), text.decode()
+    parts = {n: data[v].decode() for n, v in _fields(data, place.start, place.stop) if isinstance(v, slice)}
+    return parts.get(1, ""), parts.get(2, "")
 
 
 def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, Union[int, slice]]]:

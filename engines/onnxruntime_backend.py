@@ -186,8 +186,9 @@ class OnnxRuntimeBackend:
         Without asking for its known answer: for comparisons.
         """
         providers = self._providers(bundle)
-        session = open_session(bundle, graph, self._name, providers, self._threads, self._fused, model)
-        return OnnxRuntimeSession(graph, session, bundle.manifest.graph(graph), self._name != "cpu", self._calls)
+        calls = self._calls
+        session = open_session(bundle, graph, self._name, providers, self._threads, self._fused, model, calls)
+        return OnnxRuntimeSession(graph, session, bundle.manifest.graph(graph), self._name != "cpu", calls)
 
     def upload(self, array: NumpyArray) -> Array:
         if self._name == "cpu":

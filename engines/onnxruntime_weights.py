@@ -6,6 +6,8 @@ while it is mapped, which ends the process.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,3 +65,9 @@ def give_weights(options: Any, model: bytes, bundle: Bundle, graph: str) -> Give
         values.append(ort.OrtValue.ortvalue_from_numpy(aligned.view(tensor.dtype).reshape(tensor.shape)))
     options.add_external_initializers([tensor.name for tensor in tensors], values)
     return Given((*views.values(), *values), referred=True)
+
+
+def trim_memory() -> None:
+    """Give the system back what was freed while a graph was loaded, where the C library keeps it for itself (glibc)."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -111,22 +111,29 @@ class BundleFiles:
             self._load(spec)
             return
         digest = hashlib.sha256()
-        for chunk in _chunks(self._open[spec.path], spec):
-            digest.update(chunk)
+        with memoryview(bytearray(_CHUNK)) as scratch:
+            for at in range(0, spec.bytes, _CHUNK):
+                part = scratch[: min(_CHUNK, spec.bytes - at)]
+                _read_part(self._open[spec.path], spec, part, at)
+                digest.update(part)
         _compare(spec, digest.hexdigest())
 
     def _load(self, spec: FileSpec) -> mmap.mmap:
-        at = 0
+        digest = hashlib.sha256()
         try:
             memory = _private_memory(spec.bytes)
-            for chunk in _chunks(self._open[spec.path], spec):
-                memory[at : at + len(chunk)] = chunk
-                at += len(chunk)
-            if self._verify:
-                # Not the chunks: the very memory that is used from now on.
-                _compare(spec, hashlib.sha256(memoryview(memory)[: spec.bytes]).hexdigest())
+            with memoryview(memory) as whole:
+                for at in range(0, spec.bytes, _CHUNK):
+                    part = whole[at : min(at + _CHUNK, spec.bytes)]
+                    _read_part(self._open[spec.path], spec, part, at)
+                    if self._verify:
+                        # Of the very memory that is used from now on, not of the file.
+                        digest.update(part)
+                    part.release()
         except OSError as error:
             raise BundleError(f"cannot read {spec.path}: {error.strerror or error}") from error
+        if self._verify:
+            _compare(spec, digest.hexdigest())
         if spec.bytes <= self._room:
             self._room -= spec.bytes
             self._kept[spec.path] = memory
@@ -177,21 +184,25 @@ def open_file(folder: Path, spec: FileSpec) -> int:
     return descriptor
 
 
-def _chunks(descriptor: int, spec: FileSpec) -> Iterator[bytes]:
-    at = 0
-    while at < spec.bytes:
-        chunk = _read_at(descriptor, min(_CHUNK, spec.bytes - at), at)
-        if not chunk:
-            raise BundleError(f"{spec.path} was cut to {at} bytes while the bundle was open: copy the bundle again")
-        at += len(chunk)
-        yield chunk
+def _read_part(descriptor: int, spec: FileSpec, part: memoryview, at: int) -> None:
+    """Fill ``part`` from byte ``at`` on. Raises BundleError if the file ends before."""
+    done = 0
+    while done < len(part):
+        count = _read_at(descriptor, part[done:], at + done)
+        if not count:
+            place = at + done
+            raise BundleError(f"{spec.path} was cut to {place} bytes while the bundle was open: copy the bundle again")
+        done += count
 
 
-def _read_at(descriptor: int, count: int, place: int) -> bytes:
-    if hasattr(os, "pread"):
-        return os.pread(descriptor, count, place)
-    os.lseek(descriptor, place, os.SEEK_SET)
-    return os.read(descriptor, count)
+def _read_at(descriptor: int, part: memoryview, at: int) -> int:
+    """Read what there is, without the descriptor's own place where the system can: a forked process shares it."""
+    if hasattr(os, "preadv"):
+        return os.preadv(descriptor, [part], at)
+    os.lseek(descriptor, at, os.SEEK_SET)
+    data = os.read(descriptor, len(part))
+    part[: len(data)] = data
+    return len(data)
 
 
 def _compare(spec: FileSpec, sha256: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,7 @@ def test_images_and_latents_of_another_scale(tiny_bundle: Path, size: tuple[int,
         "vae_encoder": {"latents": np.zeros((1, 4, size[0] // scale, size[1] // scale), np.float32)},
     }
     graphs = Graphs(bundle, FakeBackend(lambda graph, values: wrong[graph]))
+    stage: Callable[[], Any]
     for stage in (lambda: stages.latents_to_image(graphs, latents), lambda: stages.image_to_latents(graphs, image)):
         if size == (64, 64):
             stage()
