@@ -20,6 +20,7 @@ from freeprompt.engines.engine_parity import (
     seeded_inputs,
     session_to_parity,
 )
+from freeprompt.engines.external_data import checked_snapshot
 from freeprompt.engines.session import Array, Backend, Feed, Session
 from freeprompt.engines.tensorrt_profile import Profile, Shapes
 from freeprompt.engines.tensorrt_progress import Progress
@@ -99,7 +100,8 @@ def _prepare(
     start = time.perf_counter()
     progress(f"rewriting {graph} for CUDA")
     try:
-        prepared = fuse(bundle.graph_path(graph, fused=True), graph)
+        with checked_snapshot(bundle, graph, fused=True) as path:
+            prepared = fuse(path, graph)
     except BackendError as error:  # a model that the optimizer does not know; the other graphs may do
         return Preparation(record, str(error), "prepared")
     exported = _measure(bundle, graph, profiles, backend, None, progress)

@@ -18,7 +18,7 @@ from freeprompt.engines.cuda_buffers import FixedBuffers, Tensor
 from freeprompt.engines.cuda_memory import CudaArray, DevicePool
 from freeprompt.engines.cuda_runtime import CudaRuntime
 from freeprompt.engines.cuda_spill import Spill
-from freeprompt.engines.onnxruntime_backend import check_signature
+from freeprompt.engines.onnxruntime_backend import session_to_specs
 from freeprompt.engines.onnxruntime_library import (
     PROVIDERS,
     check_available,
@@ -28,7 +28,7 @@ from freeprompt.engines.onnxruntime_library import (
     open_session,
     prepared_model,
 )
-from freeprompt.engines.session import Array, Feed, NumpyArray, Session, check_feeds
+from freeprompt.engines.session import Array, Feed, NumpyArray, Session, check_feeds, check_results
 from freeprompt.engines.verify import verify_session
 from freeprompt.errors import BackendError
 from freeprompt.manifest import GraphSpec, TensorSpec
@@ -56,7 +56,7 @@ class BoundSession:
         self._session = session
         self._pool = pool
         self._recorded = recorded
-        self._inputs, self._outputs = check_signature(graph, session, spec.inputs)
+        self._inputs, self._outputs = session_to_specs(graph, session, spec)
         self._bound: dict[tuple[int, ...], _Bound] = {}
 
     @property
@@ -76,9 +76,11 @@ class BoundSession:
                 bound = self._bound[key] = self._bind(feeds, len(self._bound) + 1)
             bound.buffers.load(feeds)
             self._session.run_with_iobinding(bound.binding, bound.options)
-            return dict(bound.buffers.outputs(bound.shapes))
+            results: dict[str, Array] = dict(bound.buffers.outputs(bound.shapes))
         except Exception as error:  # the library raises plain RuntimeError and classes of its own
             raise failure(self._graph, error) from error
+        check_results(self._graph, self._spec.outputs, results, sizes)
+        return results
 
     def _bind(self, feeds: Mapping[str, Feed], number: int) -> _Bound:
         shapes = {spec.name: tuple(feeds[spec.name].shape) for spec in self._spec.inputs}

@@ -163,10 +163,9 @@ class CudaRuntime:
         result = self._cudart.cudaStreamSynchronize(self._stream if stream is None else stream)
         self._check(result, "finish what was enqueued")
 
-    def create_event(self, timing: bool = False) -> Any:
+    def create_event(self) -> Any:
         cudart = self._cudart
-        flags = cudart.cudaEventDefault if timing else cudart.cudaEventDisableTiming
-        return self._check(cudart.cudaEventCreateWithFlags(flags), "create an event")
+        return self._check(cudart.cudaEventCreateWithFlags(cudart.cudaEventDisableTiming), "create an event")
 
     def record_event(self, event: Any, stream: Any = None) -> None:
         result = self._cudart.cudaEventRecord(event, self._stream if stream is None else stream)
@@ -181,10 +180,6 @@ class CudaRuntime:
     def wait_event(self, event: Any) -> None:
         """Wait on the host until the event has passed; at once if it was never recorded."""
         self._check(self._cudart.cudaEventSynchronize(event), "wait for an event")
-
-    def elapsed_ms(self, start: Any, end: Any) -> float:
-        """Milliseconds between two timing events that have passed."""
-        return float(self._check(self._cudart.cudaEventElapsedTime(start, end), "read an event"))
 
     def begin_capture(self) -> None:
         """From here on the stream records instead of running. Calls from other threads do not disturb it."""

@@ -16,6 +16,7 @@ from freeprompt.engines.locking import folder_lock
 from freeprompt.engines.seal import Seal
 from freeprompt.engines.sidecar import make_folder, read_sidecar, record_to_sidecar, save_with_sidecar
 from freeprompt.errors import BackendError, BundleError
+from freeprompt.files import read_regular
 
 FOLDER = "cuda"
 # A prepared graph is about a megabyte: it holds no weights.
@@ -98,11 +99,11 @@ class CudaStore:
     def _examine(self, path: Path) -> Prepared:
         try:
             record = cuda_record_from_json(read_sidecar(path))
-            if path.stat().st_size > MAX_MODEL_BYTES:
-                return Prepared(path, None, "it is too large to be one")
-            model = path.read_bytes()
+            model = read_regular(path, MAX_MODEL_BYTES, follow_links=False)
             return Prepared(path, record, self._refusal(path, record, model), model)
-        except (BackendError, OSError) as error:
+        except OSError as error:
+            return Prepared(path, None, f"it cannot be read: {error.strerror or error}")
+        except BackendError as error:
             return Prepared(path, None, str(error))
 
     def _refusal(self, path: Path, record: CudaRecord, model: bytes) -> Optional[str]:

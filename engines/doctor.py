@@ -11,6 +11,7 @@ from importlib import metadata
 from typing import Optional
 
 from freeprompt.bundle import Bundle
+from freeprompt.engines.bundle_report import BundleReport, bundle_to_lines, bundle_to_report
 from freeprompt.engines.cuda_runtime import CudaRuntime, DeviceInfo
 from freeprompt.engines.cuda_store import CudaStore
 from freeprompt.engines.select import Candidate, candidates
@@ -60,8 +61,10 @@ class Report:
         packages: name -> version of what is installed.
         providers: of ONNX Runtime.
         gpu, gpu_problem: the device, or why none can be used; likewise for TensorRT.
-        chosen: what "auto" takes.
+        chosen: what "auto" takes; "" if nothing can be used.
         candidates: what it considered.
+        onnxruntime: version of the library that is imported, whatever package it came from; "" without one.
+        bundle: what was said of it, if one was named.
         engines: of the bundle.
         prepared: its graphs that were prepared for CUDA.
         advice: what to do to get further.
@@ -77,18 +80,25 @@ class Report:
     tensorrt_problem: Optional[str]
     chosen: str
     candidates: tuple[Candidate, ...]
+    onnxruntime: str = ""
+    bundle: Optional[BundleReport] = None
     engines: tuple[EngineReport, ...] = ()
     prepared: tuple[PreparedReport, ...] = ()
     advice: tuple[str, ...] = field(default=())
 
 
-def examine(bundle: Optional[Bundle] = None) -> Report:
-    """Look at everything; nothing is changed, and what is missing is a finding, not an error."""
+def examine(bundle: Optional[Bundle] = None, damaged: Optional[BundleReport] = None) -> Report:
+    """Look at everything; nothing is changed, and what is missing is a finding, not an error.
+
+    Args:
+        bundle: opened, to be reported with its engines.
+        damaged: the report of one that does not open, instead.
+    """
     packages = _packages()
     gpu, gpu_problem = _gpu()
     tensorrt, tensorrt_problem = _tensorrt()
     considered = tuple(candidates(bundle))
-    chosen = next(c.name for c in considered if c.problem is None)
+    chosen = next((c.name for c in considered if c.problem is None), "")
     engines = () if bundle is None else _engines(bundle, tensorrt, gpu)
     prepared = () if bundle is None else _prepared(bundle, gpu)
     return Report(
@@ -102,6 +112,8 @@ def examine(bundle: Optional[Bundle] = None) -> Report:
         tensorrt_problem=tensorrt_problem,
         chosen=chosen,
         candidates=considered,
+        onnxruntime=_onnxruntime_version(),
+        bundle=damaged if bundle is None else bundle_to_report(bundle, chosen not in ("", "cpu")),
         engines=engines,
         prepared=prepared,
         advice=tuple(_advice(packages, gpu, tensorrt, engines, prepared, bundle)),
@@ -113,7 +125,10 @@ def report_to_lines(report: Report) -> Iterator[str]:
     yield f"python        {report.python}, {report.system}"
     for name, version in report.packages.items():
         yield f"{name:<13} {version}"
-    yield f"providers     {', '.join(report.providers) or 'none: onnxruntime is not installed'}"
+    if report.onnxruntime:
+        yield f"providers     {', '.join(report.providers)} (of onnxruntime {report.onnxruntime})"
+    else:
+        yield "providers     none: onnxruntime is not installed"
     if report.gpu is not None:
         gpu = report.gpu
         yield (
@@ -123,11 +138,17 @@ def report_to_lines(report: Report) -> Iterator[str]:
     else:
         yield f"gpu           none: {report.gpu_problem}"
     yield f"tensorrt      {report.tensorrt or f'none: {report.tensorrt_problem}'}"
+    if report.bundle is not None:
+        yield ""
+        yield from bundle_to_lines(report.bundle, report.chosen)
     yield ""
-    yield f"--backend auto takes {report.chosen}"
+    yield f"--backend auto takes {report.chosen or 'nothing, since nothing can be used'}"
     for candidate in report.candidates:
         if candidate.problem is not None:
             yield f"  not {candidate.name}: {candidate.problem}"
+    if report.bundle is not None and report.bundle.problem is None and not report.engines and not report.prepared:
+        yield ""
+        yield "nothing of the bundle was built for a GPU; the CPU needs nothing built, and CUDA runs graphs as exported"
     if report.engines:
         yield ""
         yield "TensorRT engines of the bundle"

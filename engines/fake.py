@@ -9,8 +9,8 @@ from typing import Callable, Optional
 import numpy as np
 
 from freeprompt.bundle import Bundle
-from freeprompt.engines.session import Array, Feed, HostArray, NumpyArray, check_feeds
-from freeprompt.manifest import TensorSpec
+from freeprompt.engines.session import Array, Feed, HostArray, NumpyArray, check_feeds, check_results
+from freeprompt.manifest import Manifest, TensorSpec
 
 Behaviour = Callable[[str, Mapping[str, NumpyArray]], dict[str, NumpyArray]]
 
@@ -38,7 +38,7 @@ class FakeBackend:
 
     def open(self, bundle: Bundle, graph: str) -> FakeSession:
         spec = bundle.manifest.graph(graph)
-        return FakeSession(self, graph, spec.inputs, spec.outputs)
+        return FakeSession(self, graph, spec.inputs, spec.outputs, bundle.manifest)
 
     def upload(self, array: NumpyArray) -> Array:
         return HostArray(np.array(array))
@@ -46,12 +46,13 @@ class FakeBackend:
 
 @dataclass
 class FakeSession:
-    """A session of ``FakeBackend``."""
+    """A session of ``FakeBackend``; ``scale``: pixels for each latent."""
 
     backend: FakeBackend
     graph: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    manifest: Manifest
 
     def run(self, feeds: Mapping[str, Feed]) -> dict[str, Array]:
         sizes = check_feeds(self.graph, self.inputs, feeds)
@@ -60,11 +61,24 @@ class FakeSession:
         if self.backend.behaviour is not None:
             results = self.backend.behaviour(self.graph, values)
         else:
+            known = _with_derived(sizes, self.manifest)
             results = {
-                spec.name: np.zeros(
-                    tuple(d if isinstance(d, int) else sizes.get(d, 1) for d in spec.shape),
-                    spec.dtype,
-                )
+                spec.name: np.zeros(tuple(d if isinstance(d, int) else known.get(d, 1) for d in spec.shape), spec.dtype)
                 for spec in self.outputs
             }
-        return {name: HostArray(value) for name, value in results.items()}
+        arrays: dict[str, Array] = {name: HostArray(value) for name, value in results.items()}
+        check_results(self.graph, self.outputs, arrays, sizes)
+        return arrays
+
+
+def _with_derived(sizes: dict[str, int], manifest: Manifest) -> dict[str, int]:
+    """Sizes of inputs, and those of outputs that follow from them."""
+    scale, sizes = manifest.latents.scale, dict(sizes)
+    for name in ("height", "width"):
+        if f"image_{name}" in sizes:
+            sizes[name] = sizes[f"image_{name}"] // scale
+        elif name in sizes:
+            sizes[f"image_{name}"] = sizes[name] * scale
+    for layer in manifest.layers:
+        sizes[f"tokens_{layer.level}"] = sizes.get("height", 1) * sizes.get("width", 1) // 4**layer.level
+    return sizes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 import numpy as np
 import onnxruntime as ort
@@ -22,10 +22,20 @@ from freeprompt.engines.onnxruntime_library import (
     prepared_model,
     tensorrt_options,
 )
-from freeprompt.engines.session import Array, Feed, HostArray, NumpyArray, Session, check_feeds
+from freeprompt.engines.session import (
+    Array,
+    Feed,
+    HostArray,
+    NumpyArray,
+    Session,
+    check_feeds,
+    check_results,
+    check_signature,
+)
+from freeprompt.engines.stoppable import StoppableCalls
 from freeprompt.engines.verify import verify_session
 from freeprompt.errors import BackendError
-from freeprompt.manifest import TensorSpec
+from freeprompt.manifest import GraphSpec, TensorSpec
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -59,15 +69,25 @@ class DeviceArray:
 
 
 class OnnxRuntimeSession:
-    """One graph in one ``onnxruntime.InferenceSession``."""
+    """One graph in one ``onnxruntime.InferenceSession``.
 
-    def __init__(self, graph: str, session: Any, specs: tuple[TensorSpec, ...], on_device: bool):
+    Ctrl-C ends a run that is under way on the main thread, and leaves the session usable.
+
+    Args:
+        spec: what the manifest says of the graph.
+        calls: shared by the sessions of a backend.
+    """
+
+    def __init__(
+        self, graph: str, session: Any, spec: GraphSpec, on_device: bool, calls: Optional[StoppableCalls] = None
+    ) -> None:
         self._graph = graph
         self._session = session
         self._on_device = on_device
-        self._inputs, self._outputs = check_signature(graph, session, specs)
-        # The manifest's names for dimensions tie the inputs to each other; the file's own need not.
-        self._checked = specs
+        self._calls = calls or StoppableCalls()
+        self._inputs, self._outputs = session_to_specs(graph, session, spec)
+        # The manifest's names for dimensions tie tensors to each other; the file's own need not.
+        self._spec = spec
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -78,16 +98,18 @@ class OnnxRuntimeSession:
         return self._outputs
 
     def run(self, feeds: Mapping[str, Feed]) -> dict[str, Array]:
-        check_feeds(self._graph, self._checked, feeds)
+        sizes = check_feeds(self._graph, self._spec.inputs, feeds)
         try:
-            return self._run_on_device(feeds) if self._on_device else self._run_on_host(feeds)
+            results = self._run_on_device(feeds) if self._on_device else self._run_on_host(feeds)
         except Exception as error:  # the library raises plain RuntimeError and classes of its own
-            raise failure(self._graph, error) from error
+            raise failure(self._graph, error, not self._on_device) from error
+        check_results(self._graph, self._spec.outputs, results, sizes)
+        return results
 
     def _run_on_host(self, feeds: Mapping[str, Feed]) -> dict[str, Array]:
         values = {name: feed if isinstance(feed, np.ndarray) else feed.numpy() for name, feed in feeds.items()}
         names = [spec.name for spec in self._outputs]
-        results = self._session.run(names, values)
+        results = self._call(lambda options: self._session.run(names, values, options))
         return {name: HostArray(result) for name, result in zip(names, results)}
 
     def _run_on_device(self, feeds: Mapping[str, Feed]) -> dict[str, Array]:
@@ -101,9 +123,18 @@ class OnnxRuntimeSession:
         for spec in self._outputs:
             # Memory of its own for each result, from the library's pool: an array never changes once returned.
             binding.bind_output(spec.name, "cuda")
-        self._session.run_with_iobinding(binding)
+        self._call(lambda options: self._session.run_with_iobinding(binding, options))
         values = binding.get_outputs()
         return {spec.name: DeviceArray(value) for spec, value in zip(self._outputs, values)}
+
+    def _call(self, run: Callable[[Any], Any]) -> Any:
+        """Run with options by which the main thread can end it."""
+        options = ort.RunOptions()
+
+        def stop() -> None:
+            options.terminate = True
+
+        return self._calls.run(lambda: run(options), stop)
 
 
 class OnnxRuntimeBackend:
@@ -131,6 +162,7 @@ class OnnxRuntimeBackend:
         # TensorRT knows the standard's operators only.
         self._fused = fused and name != "ort-tensorrt"
         self._prepared = prepared and fused and name == "cuda"
+        self._calls = StoppableCalls()
         if name != "cpu":
             load_libraries()
 
@@ -154,9 +186,9 @@ class OnnxRuntimeBackend:
         Without asking for its known answer: for comparisons.
         """
         providers = self._providers(bundle)
-        session = open_session(bundle, graph, self._name, providers, self._threads, self._fused, model)
-        specs = bundle.manifest.graph(graph).inputs
-        return OnnxRuntimeSession(graph, session, specs, self._name != "cpu")
+        calls = self._calls
+        session = open_session(bundle, graph, self._name, providers, self._threads, self._fused, model, calls)
+        return OnnxRuntimeSession(graph, session, bundle.manifest.graph(graph), self._name != "cpu", calls)
 
     def upload(self, array: NumpyArray) -> Array:
         if self._name == "cpu":
@@ -178,17 +210,13 @@ class OnnxRuntimeBackend:
         ]
 
 
-def check_signature(
-    graph: str, session: Any, specs: tuple[TensorSpec, ...]
+def session_to_specs(
+    graph: str, session: Any, spec: GraphSpec
 ) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """Inputs and outputs as the file has them. Raises BackendError if the inputs are not the manifest's."""
+    """Inputs and outputs as the file has them. Raises BackendError if they are not the manifest's."""
     inputs, outputs = _specs(session.get_inputs()), _specs(session.get_outputs())
-    expected = {spec.name: (spec.dtype, len(spec.shape)) for spec in specs}
-    found = {spec.name: (spec.dtype, len(spec.shape)) for spec in inputs}
-    if expected != found:
-        raise BackendError(
-            f"graph {graph} has inputs {[str(s) for s in inputs]}, the manifest says {[str(s) for s in specs]}"
-        )
+    check_signature(graph, "inputs", inputs, spec.inputs)
+    check_signature(graph, "outputs", outputs, spec.outputs)
     return inputs, outputs
 
 

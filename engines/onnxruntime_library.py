@@ -9,13 +9,17 @@ import hashlib
 import io
 import re
 import sys
+import weakref
 from collections.abc import Iterator
-from typing import Any, Optional, Union
+from typing import Any, Optional
 
 import numpy as np
 import onnxruntime as ort
 
 from freeprompt.bundle import Bundle
+from freeprompt.engines.external_data import checked_snapshot
+from freeprompt.engines.onnxruntime_weights import Given, give_weights, trim_memory
+from freeprompt.engines.stoppable import StoppableCalls
 from freeprompt.engines.verify import Runner
 from freeprompt.errors import BackendError
 
@@ -29,8 +33,6 @@ _LOG_WARNING, _LOG_ERROR, _LOG_FATAL = 2, 3, 4
 # The driver's library, which no package brings.
 _DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 INSTALL_CUDA = "install them with pip install 'onnxruntime-gpu[cuda,cudnn]'"
-# Where the weights are that a model in memory names.
-_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 
 # 1.17 to 1.19 fail on these graphs, 1.20.0 to 1.21.0 compute the text encoder's attention wrong without a word.
 OLDEST = (1, 21, 1)
@@ -105,15 +107,17 @@ def open_session(
     threads: Optional[int] = None,
     fused: bool = True,
     model: Optional[bytes] = None,
+    calls: Optional[StoppableCalls] = None,
 ) -> Any:
     """An ``InferenceSession`` that really uses the provider of that name.
 
     Args:
         fused: the form of the graph for ONNX Runtime instead of the standard one.
         model: an ONNX file to run instead of either, whose weights are the bundle's.
+        calls: makes the call that loads the graph; None: on a thread that ends with it.
 
     Raises:
-        BundleError: there is no such graph.
+        BundleError: there is no such graph, or a file was changed since the bundle was opened.
         BackendError: the graph cannot be loaded, or the library fell back to another provider.
     """
     options = ort.SessionOptions()
@@ -125,22 +129,47 @@ def open_session(
         options.enable_mem_pattern = False
         if _share_arena():
             options.add_session_config_entry("session.use_env_allocators", "1")
-    source: Union[str, bytes] = str(bundle.graph_path(graph, fused))
-    if model is not None:
-        source = model
-        options.add_session_config_entry(_WEIGHTS_FOLDER, str(bundle.path.resolve()))
-    try:
-        # Without the library's fallback, by which a provider that fails, now or in a run, is exchanged for the CPU.
-        with contextlib.nullcontext() if name == "cpu" else _quiet():
-            session = ort.InferenceSession(source, options, providers=providers, enable_fallback=0)
-    except Exception as error:
-        detail = str(error) if name == "cpu" else _reason(error)
-        raise BackendError(f"ONNX Runtime {ort.__version__} cannot load graph {graph}: {detail}") from error
+    with contextlib.ExitStack() as stack:
+        given = Given()
+        if name == "ort-tensorrt":
+            # That provider reads weights by path, and may again.
+            source: Any = str(stack.enter_context(checked_snapshot(bundle, graph, fused)))
+        else:
+            source = model if model is not None else bundle.read(bundle.graph_name(graph, fused))
+            given = give_weights(options, source, bundle, graph)
+        session = _load(source, options, providers, graph, name, calls or StoppableCalls())
+        # Nothing of the library's own would keep either for as long as it needs them.
+        session.freeprompt_memory = given.memory if given.referred else ()
+        weakref.finalize(session, stack.pop_all().close)
+    if given.memory:
+        del given, options
+        trim_memory()
     if PROVIDERS[name] not in session.get_providers():
         # The library falls back to the CPU with no more than a log line when CUDA cannot be initialised.
         problem = cuda_problem() or "check that its libraries match this onnxruntime-gpu"
         raise BackendError(f"ONNX Runtime could not use {PROVIDERS[name]} on this machine: {problem}")
     return session
+
+
+def _load(source: Any, options: Any, providers: list[Provider], graph: str, name: str, calls: StoppableCalls) -> Any:
+    """Open a session such that Ctrl-C is heard while the library computes what a graph makes of its constants."""
+
+    def load() -> Any:
+        # Without the library's fallback, by which a provider that fails, now or in a run, is exchanged for the CPU.
+        return ort.InferenceSession(source, options, providers=providers, enable_fallback=0)
+
+    def stop() -> None:
+        if hasattr(options, "set_load_cancellation_flag"):
+            options.set_load_cancellation_flag(True)
+
+    try:
+        with contextlib.nullcontext() if name == "cpu" else _quiet():
+            return calls.run(load, stop)
+    except Exception as error:
+        if _is_out_of_memory(error):
+            raise failure(graph, error, name == "cpu") from error
+        detail = str(error) if name == "cpu" else _reason(error)
+        raise BackendError(f"ONNX Runtime {ort.__version__} cannot load graph {graph}: {detail}") from error
 
 
 def onnxruntime_runner(name: str, fused: bool, model: Optional[bytes]) -> Runner:
@@ -181,9 +210,10 @@ def cuda_options() -> dict[str, str]:
 def tensorrt_options(bundle: Bundle) -> dict[str, str]:
     """Options of the TensorRT provider: its engines are kept in the bundle, where only this user can have put them."""
     from freeprompt.engines.seal import Seal
+    from freeprompt.engines.sidecar import make_folder
 
     folder = bundle.engines / f"ort-tensorrt-{Seal().token('ort-tensorrt')}"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     half = "True" if bundle.manifest.precision == "float16" else "False"
     return {
         "trt_engine_cache_enable": "True",
@@ -194,17 +224,23 @@ def tensorrt_options(bundle: Bundle) -> dict[str, str]:
     }
 
 
-def failure(graph: str, error: Exception) -> BackendError:
-    """The error for a run that failed."""
+def failure(graph: str, error: Exception, on_cpu: bool = False) -> BackendError:
+    """The error for a run that failed, on the CPU or on a GPU."""
     if isinstance(error, BackendError):
         return error
-    text = str(error)
-    if "out of memory" in text.lower() or "Failed to allocate memory" in text:
+    if _is_out_of_memory(error):
+        place, where = ("this machine", "") if on_cpu else ("the GPU", " on the GPU")
         return BackendError(
-            f"graph {graph}: the GPU has not enough memory ({_first_line(error)}); use fewer prompts at once, a "
-            "smaller size, or close other programs on the GPU"
+            f"graph {graph}: {place} has not enough memory ({_first_line(error)}); use fewer prompts at once, a "
+            f"smaller size, or close other programs{where}"
         )
     return BackendError(f"graph {graph} failed in ONNX Runtime: {error}")
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    text = str(error)
+    said = ("out of memory", "failed to allocate memory", "bad_alloc", "bad allocation")
+    return isinstance(error, MemoryError) or any(part in text.lower() for part in said)
 
 
 def load_libraries() -> tuple[str, ...]:

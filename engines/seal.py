@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import hmac
 import os
@@ -12,7 +13,13 @@ from typing import Any, ClassVar, Optional, Protocol, TypeVar
 
 import msgspec
 
-from freeprompt.errors import OutputError
+from freeprompt.engines.locking import folder_lock
+from freeprompt.errors import BackendError, OutputError
+from freeprompt.files import atomic_path, open_regular
+
+_SECRET_BYTES = 32
+# Making it takes a moment; another process that holds the lock for longer hangs.
+_LOCK_SECONDS = 30.0
 
 
 class Sealed(Protocol):
@@ -48,7 +55,7 @@ class Seal:
         """The record with its seal. Makes the secret if there is none yet.
 
         Raises:
-            OutputError: the secret cannot be written.
+            OutputError: the secret cannot be written, or what is there is a link, another user's, or open to others.
         """
         return replace(record, seal=self._sign(record, self._secret(create=True)))
 
@@ -67,16 +74,40 @@ class Seal:
 
     def _secret(self, create: bool) -> bytes:
         try:
-            if create and not self._path.exists():
+            secret = self._read()
+            if not secret and create:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-                handle = os.open(self._path, flags, 0o600)
-                with os.fdopen(handle, "wb") as file:
-                    file.write(secrets.token_bytes(32))
-            return self._path.read_bytes()
-        except FileExistsError:  # another process made it in between
-            return self._path.read_bytes()
-        except OSError as error:
+                with folder_lock(self._path.parent, self._path.name, _LOCK_SECONDS):
+                    secret = self._read() or self._make()
+            return secret
+        except (OSError, OutputError, BackendError) as error:
             if not create:
                 return b""
-            raise OutputError(f"cannot keep the engines' seal at {self._path}: {error}") from error
+            reason = (error.strerror if isinstance(error, OSError) else None) or error
+            raise OutputError(f"cannot keep the engines' seal at {self._path}: {reason}") from error
+
+    def _read(self) -> bytes:
+        """The secret, b"" if there is none yet. A file of another length is none: with an empty one anybody could seal.
+
+        Raises:
+            OSError: it cannot be read, or others may know it or may have made it.
+        """
+        try:
+            with open_regular(self._path, follow_links=False) as file:
+                found = os.fstat(file.fileno())
+                if hasattr(os, "geteuid"):
+                    if found.st_uid != os.geteuid():
+                        raise OSError(errno.EPERM, "it belongs to another user; remove it")
+                    if found.st_mode & 0o077:
+                        raise OSError(errno.EPERM, "others may read or write it; remove it, or chmod 600 if none has")
+                secret = file.read(_SECRET_BYTES + 1)
+        except FileNotFoundError:
+            return b""
+        return secret if len(secret) == _SECRET_BYTES else b""
+
+    def _make(self) -> bytes:
+        secret = secrets.token_bytes(_SECRET_BYTES)
+        self._path.unlink(missing_ok=True)
+        with atomic_path(self._path, follow_links=False, mode=0o600) as temporary:
+            temporary.write_bytes(secret)
+        return secret

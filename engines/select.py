@@ -39,7 +39,8 @@ def create_backend(name: str = "auto", threads: Optional[int] = None, bundle: Op
     if name not in BACKENDS:
         raise UsageError(f"unknown backend {name!r}; known are {', '.join(BACKENDS)}")
     if name == "auto":
-        name = next(c.name for c in candidates(bundle) if c.problem is None)
+        # Without any, opening the CPU's says what is wrong with it.
+        name = next((c.name for c in candidates(bundle) if c.problem is None), "cpu")
     # Imported here: `freeprompt --help` must not pay for it.
     if name == "tensorrt":
         from freeprompt.engines.tensorrt_session import TensorRTBackend
@@ -55,11 +56,11 @@ def create_backend(name: str = "auto", threads: Optional[int] = None, bundle: Op
 
 
 def candidates(bundle: Optional[Bundle]) -> list[Candidate]:
-    """What "auto" chooses from, best first; it takes the first without a problem. The CPU has none."""
+    """What "auto" chooses from, best first; it takes the first without a problem."""
     return [
         Candidate("tensorrt", tensorrt_problem(bundle)),
         Candidate("cuda", _cuda_problem()),
-        Candidate("cpu", None),
+        Candidate("cpu", _cpu_problem()),
     ]
 
 
@@ -88,6 +89,19 @@ def _cuda_problem() -> Optional[str]:
     except ImportError as error:
         return f"onnxruntime cannot be imported ({error})"
     return cuda_problem()
+
+
+def _cpu_problem() -> Optional[str]:
+    """Why not even the CPU can be used: no onnxruntime, or one that is refused."""
+    try:
+        from freeprompt.engines.onnxruntime_backend import OnnxRuntimeBackend
+
+        OnnxRuntimeBackend("cpu")
+    except ImportError as error:
+        return f"onnxruntime cannot be imported ({error}); install it: pip install onnxruntime"
+    except FreePromptError as error:
+        return str(error)
+    return None
 
 
 __all__ = ["BACKENDS", "BackendError", "Candidate", "candidates", "create_backend", "tensorrt_problem"]

@@ -162,3 +162,49 @@ def check_feeds(graph: str, specs: tuple[TensorSpec, ...], feeds: Mapping[str, F
                 f"with {', '.join(f'{k}={v}' for k, v in sizes.items())}"
             )
     return sizes
+
+
+def check_results(
+    graph: str, specs: tuple[TensorSpec, ...], results: Mapping[str, Array], sizes: Mapping[str, int]
+) -> None:
+    """Check what a graph gave against its outputs in the manifest; looks at shapes, and waits for no device.
+
+    Args:
+        sizes: of the dimensions that the inputs bind, from ``check_feeds``; the others have to agree with each other.
+
+    Raises:
+        BackendError: a name is missing or unknown, or a dtype, rank or dimension is another.
+    """
+    names = {spec.name for spec in specs}
+    if results.keys() != names:
+        missing, unknown = sorted(names - results.keys()), sorted(results.keys() - names)
+        raise BackendError(f"graph {graph} gave other outputs than the manifest says: missing {missing}, new {unknown}")
+    known = dict(sizes)
+    for spec in specs:
+        shape, dtype = results[spec.name].shape, results[spec.name].dtype
+        fits = dtype == np.dtype(spec.dtype) and len(shape) == len(spec.shape)
+        for size, dim in zip(shape, spec.shape):
+            expected = dim if isinstance(dim, int) else known.setdefault(dim, size)
+            fits = fits and size == expected
+        if not fits:
+            dims = ",".join(str(known.get(str(dim), dim)) for dim in spec.shape)
+            raise BackendError(
+                f"graph {graph} gave {spec.name} as {dtype} of shape {tuple(shape)}, the manifest says {spec.dtype} "
+                f"[{dims}]; export the checkpoint again"
+            )
+
+
+def check_signature(graph: str, side: str, found: tuple[TensorSpec, ...], expected: tuple[TensorSpec, ...]) -> None:
+    """Compare the tensors of an opened graph with the manifest's: names, dtypes and ranks.
+
+    Args:
+        side: "inputs" or "outputs", for the message.
+
+    Raises:
+        BackendError: they differ.
+    """
+    kinds = [{s.name: (s.dtype, len(s.shape)) for s in specs} for specs in (found, expected)]
+    if kinds[0] != kinds[1] or len(found) != len(expected):
+        raise BackendError(
+            f"graph {graph} has {side} {[str(s) for s in found]}, the manifest says {[str(s) for s in expected]}"
+        )

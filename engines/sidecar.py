@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 import msgspec
 
 from freeprompt.errors import BackendError, OutputError
-from freeprompt.files import atomic_path
+from freeprompt.files import atomic_path, read_regular
+from freeprompt.strictjson import check_json
 
 # A sidecar is some kilobytes.
 MAX_SIDECAR_BYTES = 1 << 20
@@ -17,11 +18,18 @@ RecordT = TypeVar("RecordT")
 
 
 def make_folder(folder: Path) -> None:
-    """Raises OutputError if it is not there and cannot be made."""
+    """Make a folder of the bundle's engines folder, and that, if they are not there.
+
+    Raises:
+        OutputError: they cannot be made, or are links: what is written must stay inside the bundle.
+    """
+    for each in (folder.parent, folder):
+        if each.is_symlink():
+            raise OutputError(f"cannot write engines to {folder}: {each} is a link to outside the bundle; remove it")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"cannot write engines to {folder}: {error}") from error
+        raise OutputError(f"cannot write engines to {folder}: {error.strerror or error}") from error
 
 
 def save_with_sidecar(path: Path, content: Any, sidecar: bytes) -> None:
@@ -31,34 +39,43 @@ def save_with_sidecar(path: Path, content: Any, sidecar: bytes) -> None:
         content: bytes, or any buffer.
 
     Raises:
-        OutputError: the folder cannot be written.
+        OutputError: the folder cannot be written, or a link has the file's name.
     """
     make_folder(path.parent)
-    path.with_suffix(".json").unlink(missing_ok=True)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(content)
+    try:
+        path.with_suffix(".json").unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot replace {path.with_suffix('.json')}: {error.strerror or error}") from error
+    save_file(path, content)
     save_sidecar(path, sidecar)
+
+
+def save_file(path: Path, content: Any) -> None:
+    """Write a file into a folder that ``make_folder`` has made, whole or not at all. Raises OutputError."""
+    with atomic_path(path, follow_links=False) as temporary:
+        temporary.write_bytes(content)
 
 
 def save_sidecar(path: Path, sidecar: bytes) -> None:
     """Write the sidecar of a file that is there. Raises OutputError."""
-    with atomic_path(path.with_suffix(".json")) as temporary:
-        temporary.write_bytes(sidecar)
+    save_file(path.with_suffix(".json"), sidecar)
 
 
 def read_sidecar(path: Path) -> bytes:
     """The sidecar of a file.
 
     Raises:
-        BackendError: none, or too large to be one.
-        OSError: it cannot be read.
+        BackendError: none, not a regular file, or too large to be one; or one of the two is a link.
     """
     sidecar = path.with_suffix(".json")
-    if not sidecar.is_file():
-        raise BackendError("it has no sidecar: not built by freeprompt, or the build was cut off")
-    if sidecar.stat().st_size > MAX_SIDECAR_BYTES:
-        raise BackendError("its sidecar is too large to be one")
-    return sidecar.read_bytes()
+    if path.is_symlink():
+        raise BackendError("it is a link: not built by freeprompt")
+    try:
+        return read_regular(sidecar, MAX_SIDECAR_BYTES, follow_links=False)
+    except FileNotFoundError:
+        raise BackendError("it has no sidecar: not built by freeprompt, or the build was cut off") from None
+    except OSError as error:
+        raise BackendError(f"its sidecar cannot be read: {error.strerror or error}") from error
 
 
 def record_to_sidecar(record: Any) -> bytes:
@@ -73,9 +90,10 @@ def sidecar_to_record(data: bytes, kind: type[RecordT], version: int) -> RecordT
         BackendError: it is none, or of another version.
     """
     try:
+        check_json(data)
         record = msgspec.json.decode(data, type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise BackendError(f"its sidecar cannot be read: {error}") from error
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise BackendError(f"its sidecar cannot be read: {str(error)[:500]}") from error
     found = getattr(record, "version", None)
     if found != version:
         raise BackendError(f"its sidecar has version {found}, this freeprompt reads {version}; build it again")

@@ -6,17 +6,22 @@ Written once for 8.6 and for 10.3 to 11.x. From 10 on networks are strongly type
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
+from freeprompt.engines.sidecar import save_file
 from freeprompt.engines.tensorrt_library import Messages, at_least, parser_failure
 from freeprompt.engines.tensorrt_profile import Profile
 from freeprompt.engines.tensorrt_progress import BuildProgress, Progress, create_monitor
 from freeprompt.errors import BackendError, OutputError, UsageError
-from freeprompt.files import atomic_path
+from freeprompt.files import read_regular
 from freeprompt.manifest import TensorSpec
+
+# A timing cache is some megabytes.
+MAX_CACHE_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -27,15 +32,12 @@ class BuilderSettings:
         precision: of the bundle.
         workspace_bytes: device memory for one kernel's scratch; None: whatever the GPU has.
         optimization_level: 0 (quick build) to 5; 3 is TensorRT's default.
-        weight_streaming: let weights stay in host memory, for GPUs that cannot hold them (10.3 or later; rules out CUDA
-            graphs).
         baked: fix the shapes in the network itself. Needs a single static profile.
     """
 
     precision: str
     workspace_bytes: Optional[int] = None
     optimization_level: int = 3
-    weight_streaming: bool = False
     baked: bool = False
 
     def __post_init__(self) -> None:
@@ -116,11 +118,8 @@ def _configure(trt: Any, config: Any, settings: BuilderSettings) -> None:
     # On by default, and it rounds a float32 model's products to 11 bits.
     config.clear_flag(trt.BuilderFlag.TF32)
     if at_least(trt, "10.3"):
-        if settings.weight_streaming:
-            config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
-    else:
-        if settings.weight_streaming:
-            raise UsageError(f"TensorRT {trt.__version__} has no weight streaming; 10.3 has")
+        return
+    else:  # noqa: RET505 - the conformance test reads versions off if and else
         if settings.precision == "float16":
             config.set_flag(trt.BuilderFlag.FP16)
         # The later versions' own choice. cuDNN and cuBLAS, which 8.6 would use too, need not be installed then.
@@ -162,8 +161,9 @@ def _add_profiles(
 
 def _load_cache(config: Any, path: Optional[Path]) -> Any:
     data = b""
-    if path is not None and path.is_file():
-        data = path.read_bytes()
+    if path is not None:
+        with contextlib.suppress(OSError):  # none yet, or something else: start anew
+            data = read_regular(path, MAX_CACHE_BYTES, follow_links=False)
     cache = config.create_timing_cache(data)
     if cache is None and data:  # damaged, or of another version: start anew
         cache = config.create_timing_cache(b"")
@@ -178,7 +178,6 @@ def _save_cache(cache: Any, path: Optional[Path]) -> None:
     memory = cache.serialize()
     if memory is not None:
         try:
-            with atomic_path(path) as temporary:
-                temporary.write_bytes(memory)
+            save_file(path, memory)
         except OutputError:
             return  # costs time at the next build, nothing else

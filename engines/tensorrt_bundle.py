@@ -10,6 +10,7 @@ from typing import Optional
 
 from freeprompt.bundle import Bundle
 from freeprompt.engines.engine_parity import THRESHOLDS, EngineParity, profile_to_sizes, session_to_parity
+from freeprompt.engines.external_data import checked_snapshot
 from freeprompt.engines.tensorrt_build import BuilderSettings, build_engine
 from freeprompt.engines.tensorrt_profile import Profile, Shapes
 from freeprompt.engines.tensorrt_progress import Progress
@@ -40,7 +41,6 @@ class BundleBuild:
     graphs: tuple[str, ...] = ()
     workspace_bytes: Optional[int] = None
     optimization_level: int = 3
-    weight_streaming: bool = False
     trust: bool = False
 
     def __post_init__(self) -> None:
@@ -109,7 +109,6 @@ def _build_one(
         profiles=profiles,
         baked=baked,
         optimization_level=build.optimization_level,
-        weight_streaming=build.weight_streaming,
         workspace_bytes=build.workspace_bytes,
         device=machine.device,
         attention_layers=layers if graph.startswith("step") else 0,
@@ -120,15 +119,13 @@ def _build_one(
         if kept is not None:
             assert kept.record is not None
             return Outcome(kept.path, kept.record, "kept")
-        settings = BuilderSettings(
-            manifest.precision, build.workspace_bytes, build.optimization_level, build.weight_streaming, baked
-        )
+        settings = BuilderSettings(manifest.precision, build.workspace_bytes, build.optimization_level, baked)
         shapes = "; ".join(str(profile) for profile in profiles)
         progress(f"building {graph} ({shapes}) with TensorRT {machine.tensorrt} for {machine.device}")
         cache = store.folder / f"timing-{machine.tensorrt}-{machine.capability}.cache"
         spec = manifest.graph(graph)
-        path = bundle.graph_path(graph)
-        built = build_engine(backend.trt, path, spec.inputs, profiles, settings, cache, progress)
+        with checked_snapshot(bundle, graph) as path:
+            built = build_engine(backend.trt, path, spec.inputs, profiles, settings, cache, progress)
         data = bytes(built.engine)
         record = replace(record, build_seconds=round(built.seconds, 3))
         record = _examined(bundle, record, data, backend, progress)

@@ -71,23 +71,6 @@ class Engine:
         else:  # noqa: RET505
             return int(engine.device_memory_size)
 
-    @property
-    def streams_weights(self) -> bool:
-        """Whether the engine was built to stream its weights from host memory."""
-        engine = self._engine
-        if at_least(self._trt, "10.3"):
-            return int(engine.streamable_weights_size) > 0
-        else:  # noqa: RET505
-            return False
-
-    def limit_weights(self, budget_bytes: int) -> None:
-        """Hold at most ``budget_bytes`` of streamable weights on the device; before the first context."""
-        engine = self._engine
-        if at_least(self._trt, "10.3"):
-            engine.weight_streaming_budget_v2 = budget_bytes
-        else:
-            raise BackendError(f"TensorRT {self._trt.__version__} has no weight streaming")
-
     def create_context(self, profile: int, stream: int) -> Context:
         """An execution context of one profile, without memory of its own.
 

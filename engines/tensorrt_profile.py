@@ -147,14 +147,6 @@ class Shapes:
         return self.rows
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """ "512x384" to (width, height). Raises UsageError."""
-    found = re.fullmatch(r"\s*(\d{1,5})[xX](\d{1,5})\s*", text)
-    if not found:
-        raise UsageError(f"a size must be WIDTHxHEIGHT in pixels, such as 512x512, not {text!r}")
-    return int(found.group(1)), int(found.group(2))
-
-
 def choose_profile(profiles: tuple[Profile, ...], sizes: Mapping[str, int]) -> Optional[tuple[int, dict[str, int]]]:
     """Number of the profile that serves ``sizes`` with the least waste, and the sizes it then runs at."""
     best: Optional[tuple[int, dict[str, int]]] = None

@@ -32,7 +32,6 @@ class EngineRecord:
     profiles: tuple[Profile, ...]
     baked: bool
     optimization_level: int
-    weight_streaming: bool
     workspace_bytes: Optional[int]
 
     device: str = ""
@@ -61,7 +60,6 @@ class EngineRecord:
             self.profiles,
             self.baked,
             self.optimization_level,
-            self.weight_streaming,
             self.workspace_bytes,
         )
         return hashlib.sha256(msgspec.json.encode(fields)).hexdigest()

@@ -11,7 +11,7 @@ from freeprompt.bundle import Bundle
 from freeprompt.engines.cuda_memory import CudaArray, DevicePool
 from freeprompt.engines.cuda_runtime import CudaRuntime
 from freeprompt.engines.cuda_spill import Spill
-from freeprompt.engines.session import Array, Feed, NumpyArray, check_feeds
+from freeprompt.engines.session import Array, Feed, NumpyArray, check_feeds, check_results
 from freeprompt.engines.tensorrt_engine import Engine
 from freeprompt.engines.tensorrt_library import import_tensorrt
 from freeprompt.engines.tensorrt_profile import check_slack, choose_profile
@@ -68,7 +68,9 @@ class TensorRTSession:
         slot = self._slots.get((engine, profile))
         if slot is None:
             slot = self._slots[engine, profile] = self._open(engine, profile, self._cuda_graphs)
-        return slot.run(feeds, bound, sizes)
+        results = slot.run(feeds, bound, sizes)
+        check_results(self._graph, self._spec.outputs, results, sizes)
+        return results
 
     def time_layers(
         self, feeds: Mapping[str, Feed], runs: int = 10, warm: int = 3
@@ -98,9 +100,7 @@ class TensorRTSession:
             self._slots.popitem()[1].close()
 
     def _open(self, engine: int, profile: int, cuda_graphs: bool) -> Slot:
-        loaded = self._engines[engine]
-        recorded = cuda_graphs and not loaded.engine.streams_weights
-        return Slot(self._pool, self._scratch, loaded, profile, self._spec, recorded)
+        return Slot(self._pool, self._scratch, self._engines[engine], profile, self._spec, cuda_graphs)
 
     def _choose(self, feeds: Mapping[str, Feed]) -> tuple[int, int, dict[str, int], dict[str, int]]:
         """Numbers of the engine and of the profile that serve the feeds, the sizes it runs at, and theirs."""
@@ -123,7 +123,6 @@ class TensorRTBackend:
     Args:
         trust: load engines that this user did not build.
         cuda_graphs: record steps into CUDA graphs.
-        weight_budget: bytes of weights to hold on the device, for engines built with weight streaming; None: all.
         device: number of the GPU.
         trt, cuda: for tests; None imports TensorRT and cuda-python.
 
@@ -135,7 +134,6 @@ class TensorRTBackend:
         self,
         trust: bool = False,
         cuda_graphs: bool = True,
-        weight_budget: Optional[int] = None,
         device: int = 0,
         trt: Any = None,
         cuda: Optional[CudaRuntime] = None,
@@ -149,7 +147,6 @@ class TensorRTBackend:
         self._spill = Spill(self.pool)
         self._trust = trust
         self._cuda_graphs = cuda_graphs
-        self._weight_budget = weight_budget
 
     @property
     def name(self) -> str:
@@ -171,10 +168,7 @@ class TensorRTBackend:
 
     def load(self, data: Any) -> Engine:
         """Deserialize an engine. It is code: the caller vouches for where it comes from."""
-        engine = Engine(self.trt, data)
-        if self._weight_budget is not None and engine.streams_weights:
-            engine.limit_weights(self._weight_budget)
-        return engine
+        return Engine(self.trt, data)
 
     def session(self, bundle: Bundle, graph: str, engines: tuple[LoadedEngine, ...]) -> TensorRTSession:
         """A session over engines that are loaded already."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
@@ -19,7 +20,7 @@ from freeprompt.engines.sidecar import (
 )
 from freeprompt.engines.tensorrt_record import EngineRecord, record_from_json
 from freeprompt.errors import BackendError, BundleError
-from freeprompt.files import file_to_sha256
+from freeprompt.files import read_regular
 
 FOLDER = "tensorrt"
 
@@ -102,14 +103,15 @@ class EngineStore:
         if found.refused is not None or found.record is None:
             raise BackendError(f"engine {found.path.name} is refused: {found.refused}")
         try:
-            if file_to_sha256(found.path) != found.record.engine_sha256:
-                raise BackendError(
-                    f"engine {found.path.name} is damaged or was replaced: its SHA-256 is not its sidecar's; "
-                    "build it again"
-                )
-            return found.path.read_bytes()
+            data = read_regular(found.path, found.record.engine_bytes, follow_links=False)
         except OSError as error:
             raise BackendError(f"engine {found.path.name} cannot be read: {error}") from error
+        # An engine is code: what is compared is the very memory that is loaded.
+        if hashlib.sha256(data).hexdigest() != found.record.engine_sha256:
+            raise BackendError(
+                f"engine {found.path.name} is damaged or was replaced: its SHA-256 is not its sidecar's; build it again"
+            )
+        return data
 
     def save(self, record: EngineRecord, engine: Any) -> Path:
         """Write an engine and its sealed sidecar; the sidecar last, since an engine without one is refused.

@@ -16,8 +16,8 @@ from freeprompt.export.known_answers import KnownAnswers
 from freeprompt.export.onnx_graph import module_to_onnx
 from freeprompt.export.parity import THRESHOLDS, Expectation, graph_to_parity
 from freeprompt.export.settings import ExportSettings, Precision, Progress
-from freeprompt.export.signatures import Signature
 from freeprompt.manifest import FusedGraph, GraphSpec
+from freeprompt.signatures import Signature
 
 
 class GraphWriter:

@@ -54,7 +54,7 @@ class VaeDecoderGraph(nn.Module):
 class StepGraph(nn.Module):
     """One whole step: rows gathered, U-Net with routed attention, guidance, scheduler.
 
-    Shapes and meanings of the inputs are in ``freeprompt.export.signatures``.
+    Shapes and meanings of the inputs are in ``freeprompt.signatures``.
 
     Args:
         unet: with routed attention processors.

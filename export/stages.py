@@ -10,14 +10,14 @@ from torch import nn
 
 from freeprompt.export.cases import SEED
 from freeprompt.export.checkpoint import Checkpoint
-from freeprompt.export.signatures import (
+from freeprompt.export.stage_graphs import TextEncoderGraph, VaeDecoderGraph, VaeEncoderGraph
+from freeprompt.manifest import LatentSpec, TextSpec
+from freeprompt.signatures import (
     Signature,
     text_encoder_signature,
     vae_decoder_signature,
     vae_encoder_signature,
 )
-from freeprompt.export.stage_graphs import TextEncoderGraph, VaeDecoderGraph, VaeEncoderGraph
-from freeprompt.manifest import LatentSpec, TextSpec
 
 
 @dataclass(frozen=True)

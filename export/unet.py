@@ -16,15 +16,15 @@ from freeprompt.export.half import ASKED, halve
 from freeprompt.export.layers import Architecture, set_routed_attention
 from freeprompt.export.parity import Expectation, module_to_expectations
 from freeprompt.export.ranges import LIMIT, WHOLE, unet_to_ranges
-from freeprompt.export.signatures import (
+from freeprompt.export.stage_graphs import StepGraph
+from freeprompt.manifest import DataType, LatentSpec, TextSpec
+from freeprompt.signatures import (
     Signature,
     record_name,
     record_signature,
     record_tensors,
     step_signature,
 )
-from freeprompt.export.stage_graphs import StepGraph
-from freeprompt.manifest import DataType, LatentSpec, TextSpec
 
 TRACED = "traced"
 WEIGHTS = "unet.weights"

@@ -10,9 +10,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from freeprompt.privacy import be_silent
+
 if TYPE_CHECKING:
     from freeprompt.editor import Editor as Editor
     from freeprompt.runtime.inversion import Inversion as Inversion
+
+# Here, since every module of ours comes after this one, and whatever imports onnxruntime with it.
+be_silent()
 
 __version__ = "0.1.0"
 __all__ = ["Editor", "Inversion", "__version__"]

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from freeprompt.errors import UsageError
 from freeprompt.files import atomic_path
 
+# Where matplotlib keeps what it writes, by its own documentation.
+_FOLDER = "MPLCONFIGDIR"
 COLOURS = {
     "step": "#4477aa",
     "step_recorded": "#66ccee",
@@ -68,11 +73,26 @@ def draw_timeline(axes: Any, timeline: list[Mapping[str, Any]]) -> None:
 
 def import_pyplot() -> Any:
     """matplotlib.pyplot, drawing to files. Raises UsageError if it is not installed."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise UsageError("--plot needs matplotlib: pip install 'freeprompt[bench]'") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    with _settings_of_its_own():
+        try:
+            import matplotlib
+        except ImportError as error:
+            raise UsageError("--plot needs matplotlib: pip install 'freeprompt[bench]'") from error
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
 
     return pyplot
+
+
+@contextlib.contextmanager
+def _settings_of_its_own() -> Iterator[None]:
+    """Let matplotlib keep its list of fonts and its settings in a folder that goes, not in the user's home."""
+    if os.environ.get(_FOLDER):
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="freeprompt-") as folder:
+        os.environ[_FOLDER] = folder
+        try:
+            yield
+        finally:
+            del os.environ[_FOLDER]

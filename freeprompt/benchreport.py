@@ -3,19 +3,43 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Optional
 
-from freeprompt.benchstats import FALSE_ALARMS, LEAST_CHANGE, compare
+import msgspec
+
+from freeprompt.benchstats import FALSE_ALARMS, LEAST_CHANGE, compare, needed, needed_of_both
+from freeprompt.climessage import escaped
 from freeprompt.errors import UsageError
 from freeprompt.files import atomic_path
 
 FORMAT = 1
 KIND = "freeprompt bench"
+# A thousand repetitions of a thousand steps are a tenth of it.
+MAX_BYTES = 64 << 20
+_NONBLOCK = getattr(os, "O_NONBLOCK", 0)
 Report = Mapping[str, Any]
+Seconds = Annotated[float, msgspec.Meta(ge=0.0, lt=1e9)]
 # A difference in these makes a comparison one of something else than the code.
 _ALIKE = ("machine.processor", "machine.cores", "device.name", "threads.threads", "bundle.model", "bundle.precision")
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """What a comparison reads."""
+
+    kind: Literal["freeprompt bench"]
+    format: int
+    samples: dict[str, list[Seconds]]
+    machine: dict[str, Any]
+    threads: dict[str, Any]
+    bundle: dict[str, Any]
+    settings: dict[str, Any]
+    device: Optional[dict[str, Any]] = None
 
 
 def write_report(report: Report, path: Path) -> None:
@@ -27,18 +51,22 @@ def write_report(report: Report, path: Path) -> None:
 def read_report(path: Path) -> Report:
     """Raises UsageError if it is not what ``write_report`` writes."""
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-        known = report["kind"] == KIND and report["format"] == FORMAT
-        samples = report["samples"]
-        known = known and all(isinstance(v, float) for values in samples.values() for v in values)
+        # Not waited for, as a pipe without a writer would be.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | _NONBLOCK)) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise UsageError(f"cannot read {path}: it is not a file")
+            data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        known = False
-    if not known:
-        raise UsageError(f"{path} is not a result of freeprompt bench --json of this version")
-    result: Report = report
-    return result
+    except ValueError as error:  # a NUL in a path
+        raise UsageError(f"cannot read {path}: {error}") from error
+    try:
+        if len(data) > MAX_BYTES or msgspec.json.decode(data, type=_Shape).format != FORMAT:
+            raise ValueError
+        report: Report = msgspec.json.decode(data)
+    except (ValueError, RecursionError):  # msgspec's errors are ValueErrors
+        raise UsageError(f"{path} is not a result of freeprompt bench --json of this version") from None
+    return report
 
 
 def report_to_text(report: Report) -> str:
@@ -74,17 +102,45 @@ def report_to_text(report: Report) -> str:
 
 
 def comparison_to_text(old: Report, new: Report) -> str:
-    """Change of each figure and whether it exceeds the noise."""
-    lines = ["", f"compared with the old run (slower or faster: Mann-Whitney at {FALSE_ALARMS:.0%} over all figures,"]
-    lines.append(f"and beyond {LEAST_CHANGE:.0%} and twice the drift within a run):")
-    lines += [f"  not alike: {line}" for line in differences(old, new)]
+    """Change of each figure and whether it exceeds the noise. What the old run's file holds is escaped."""
+    found = compare(old["samples"], new["samples"])
+    lines = ["", f"compared with the old run (slower or faster: p is at most {FALSE_ALARMS:g}, of a Mann-Whitney test"]
+    lines.append(f"corrected for {len(found)} figures, and the change is beyond {LEAST_CHANGE:.0%} and twice the drift")
+    lines.append("within a run, which is its noise; unclear: only one of both):")
+    lines += [f"  not alike: {escaped(line)}" for line in differences(old, new)]
     lines.append(f"{'':14}{'old':>11}{'new':>11}{'change':>9}{'noise':>8}{'p':>10}")
-    for one in compare(old["samples"], new["samples"]):
+    for one in found:
         lines.append(
-            f"{one.name:14}{_time(one.old):>11}{_time(one.new):>11}{one.change:>+9.1%}{one.noise:>8.1%}"
+            f"{escaped(one.name):14}{_time(one.old):>11}{_time(one.new):>11}{one.change:>+9.1%}{one.noise:>8.1%}"
             f"{one.p:>10.2g}  {one.verdict}"
         )
-    return "\n".join(lines)
+    problem = too_few(old, _edits(new), len(found))
+    return "\n".join([*lines, problem] if problem else lines)
+
+
+def too_few(old: Report, edits: int, figures: Optional[int] = None) -> Optional[str]:
+    """Why a run of so many edits cannot differ from ``old`` whatever it measures, and what to do; None: it can.
+
+    Args:
+        figures: how many are compared; None: as many as ``old`` has.
+    """
+    figures = len(old["samples"]) if figures is None else figures
+    if not figures:
+        return "the old run has no figure of this one's; it has to be made with the same --prompts and --record"
+    before = _edits(old)
+    enough = needed(before, figures)
+    if enough is not None and edits >= enough:
+        return None
+    runs = f"{edits} edits against the old run's {before} cannot show a difference at this level: "
+    if enough is not None and edits < before:
+        return f"{runs}use --edits {enough} or more"
+    both = needed_of_both(figures)
+    again = f"make the old run again, both with --edits {both} or more"
+    return runs + (again if enough is None else f"use --edits {enough} or more, or {again}")
+
+
+def _edits(report: Report) -> int:
+    return max((len(samples) for samples in report["samples"].values()), default=0)
 
 
 def differences(old: Report, new: Report) -> list[str]:

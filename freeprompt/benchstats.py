@@ -2,14 +2,16 @@
 
 The rule of ``compare``: a figure has changed if both hold,
 
-1. a two-sided Mann-Whitney test of its samples gives p < ``FALSE_ALARMS`` / number of figures compared. The test
-   assumes nothing about the shape of the distributions, and outliers weigh no more than any other sample; dividing
-   (Bonferroni) holds the chance that *any* of the figures is flagged without cause at ``FALSE_ALARMS``;
+1. a two-sided Mann-Whitney test of its samples gives p <= ``FALSE_ALARMS`` after Holm's correction for the number of
+   figures compared. The test assumes nothing about the shape of the distributions, and outliers weigh no more than any
+   other sample; the correction holds the chance that *any* of the figures is flagged without cause at
+   ``FALSE_ALARMS``, however they depend on each other, and finds at least as much as dividing by their number does;
 2. the medians differ by more than ``LEAST_CHANGE``, and by more than twice the drift seen within either run: the
    difference between the medians of its first and second half. The samples of one process share its memory layout,
    clock and neighbours, so that a test on samples alone would flag differences between runs of one build.
 
-Too few samples to reach that p are told apart ("unclear") from samples that show no change ("same").
+A figure of which only one holds is "unclear", and so is every figure with too few samples to reach that p whatever they
+are: 5 against 5 have at least p = 2/252. ``needed`` says how many it takes.
 """
 
 from __future__ import annotations
@@ -18,11 +20,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Optional
 
 FALSE_ALARMS = 0.01
 LEAST_CHANGE = 0.03
 # Above this many samples the normal approximation is as good as counting.
-_EXACT = 40
+_EXACT = 100
+# Against fewer samples than make do with so many, it is the other run that has to be repeated.
+_MOST_NEEDED = 100
 
 
 @dataclass(frozen=True)
@@ -72,8 +77,9 @@ class Comparison:
     Attributes:
         change: of the median, relative to the old one; positive is slower.
         noise: change below which nothing is flagged.
-        p: of the Mann-Whitney test.
-        verdict: "slower", "faster", "same" or "unclear" (too few samples).
+        p: of the Mann-Whitney test, corrected for the figures compared with it.
+        verdict: "slower", "faster", "same" (within the noise) or "unclear" (beyond it and not certain, or too few
+            samples).
     """
 
     name: str
@@ -88,24 +94,52 @@ class Comparison:
 def compare(old: Mapping[str, Sequence[float]], new: Mapping[str, Sequence[float]]) -> list[Comparison]:
     """Compare the figures that both runs have; see the module's rule."""
     names = [name for name in old if len(old[name]) and len(new.get(name, ()))]
-    return [compare_one(name, old[name], new[name], FALSE_ALARMS / len(names)) for name in names]
+    corrected = holm([mann_whitney(old[name], new[name]) for name in names])
+    return [_compare_one(name, old[name], new[name], p, len(names)) for name, p in zip(names, corrected)]
 
 
-def compare_one(name: str, old: Sequence[float], new: Sequence[float], alpha: float = FALSE_ALARMS) -> Comparison:
-    """Compare samples of one figure, flagging without cause with a probability of at most ``alpha``."""
+def _compare_one(name: str, old: Sequence[float], new: Sequence[float], p: float, figures: int) -> Comparison:
     before, after = median(old), median(new)
     change = after / before - 1.0 if before else 0.0
     noise = max(LEAST_CHANGE, 2 * drift(old), 2 * drift(new))
-    p = mann_whitney(old, new)
-    if abs(change) <= noise:
-        verdict = "same"
-    elif 2 / math.comb(len(old) + len(new), len(old)) >= alpha:
+    if least_p(len(old), len(new)) * figures > FALSE_ALARMS:
         verdict = "unclear"
-    elif p >= alpha:
+    elif abs(change) <= noise:
         verdict = "same"
+    elif p > FALSE_ALARMS:
+        verdict = "unclear"
     else:
         verdict = "slower" if change > 0 else "faster"
     return Comparison(name, before, after, change, noise, p, verdict)
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """p-values of several tests, corrected: with nothing to be found, any is at most alpha with probability alpha."""
+    corrected = [1.0] * len(values)
+    reached = 0.0
+    for place, index in enumerate(sorted(range(len(values)), key=values.__getitem__)):
+        reached = max(reached, min(1.0, (len(values) - place) * values[index]))
+        corrected[index] = reached
+    return corrected
+
+
+def least_p(first: int, second: int) -> float:
+    """The least p of so many samples: where every one of the first is below every one of the second, or above."""
+    return min(1.0, 2 / math.comb(first + second, first))
+
+
+def needed(other: int, figures: int) -> Optional[int]:
+    """Fewest samples of a run that can show a difference from one with ``other`` samples, over so many figures.
+
+    None: more than is worth it, since the other run has too few.
+    """
+    able = (n for n in range(1, _MOST_NEEDED + 1) if least_p(n, other) * figures <= FALSE_ALARMS)
+    return next(able, None)
+
+
+def needed_of_both(figures: int) -> int:
+    """Fewest samples of two runs alike that can show a difference, over so many figures."""
+    return next(n for n in range(1, _MOST_NEEDED + 1) if least_p(n, n) * figures <= FALSE_ALARMS)
 
 
 def drift(samples: Sequence[float]) -> float:

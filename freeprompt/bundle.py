@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Union
 
+from freeprompt.bundle_files import BundleFiles
 from freeprompt.errors import BundleError
-from freeprompt.files import file_to_sha256
-from freeprompt.manifest import (
-    MANIFEST_NAME,
-    FileSpec,
-    GraphSpec,
-    LayerSpec,
-    Manifest,
-    manifest_from_json,
-)
+from freeprompt.files import read_regular, restore_folder
+from freeprompt.manifest import MANIFEST_NAME, GraphSpec, LayerSpec, Manifest, manifest_from_json
 
 # A manifest is some tens of kilobytes; a file of gigabytes at its place must not be read into memory.
 MAX_MANIFEST_BYTES = 16 << 20
@@ -26,11 +21,16 @@ _CHECKPOINT_NAME = "model_index.json"  # what a folder of diffusers has in a man
 
 @dataclass(frozen=True)
 class Bundle:
-    """A checked bundle. ``sha256`` is the manifest's, which holds every file's: it identifies the whole."""
+    """A checked bundle. ``sha256`` is the manifest's, which holds every file's: it identifies the whole.
+
+    What is read from it later is what was checked when it was opened, whatever happens to its folder meanwhile; its
+    open files are closed when the last copy of it is gone. ``path`` is absolute.
+    """
 
     path: Path
     manifest: Manifest
     sha256: str
+    files: BundleFiles = field(repr=False, compare=False)
 
     @classmethod
     def open(cls, path: Union[str, Path], verify: bool = True) -> Bundle:
@@ -44,59 +44,73 @@ class Bundle:
             BundleError: missing, damaged, or of another format.
         """
         folder = Path(path)
-        file = folder / MANIFEST_NAME
         try:
-            if not folder.is_dir():
-                raise BundleError(f"no bundle at {folder}: it is not a folder")
-            if not file.is_file() and (folder / _CHECKPOINT_NAME).is_file():
-                raise BundleError(
-                    f"{folder} is a diffusers checkpoint and no bundle: export it first, with "
-                    f"freeprompt export {folder} -o {folder.resolve().name}.bundle"
-                )
-            if not file.is_file():
-                raise BundleError(f"no bundle at {folder}: it has no {MANIFEST_NAME}")
-            if file.stat().st_size > MAX_MANIFEST_BYTES:
-                raise BundleError(f"{file} is larger than {MAX_MANIFEST_BYTES} bytes: not a manifest")
-            data = file.read_bytes()
+            data = _read_manifest(folder)
             manifest = manifest_from_json(data)
-            for spec in manifest.files:
-                _check_file(folder, spec, verify)
-            sha256 = file_to_sha256(file)
+            folder = folder.absolute()
+            files = BundleFiles(folder, manifest.files, verify)
         except OSError as error:
             raise BundleError(f"cannot read the bundle at {folder}: {error}") from error
         except ValueError as error:  # a NUL in a path
             raise BundleError(f"the bundle's path cannot be used: {error}") from error
-        return cls(folder, manifest, sha256)
+        return cls(folder, manifest, hashlib.sha256(data).hexdigest(), files)
 
-    def file(self, name: str) -> Path:
-        """Absolute path of a file of the bundle."""
-        return (self.path / name).resolve()
+    def read(self, name: str) -> bytes:
+        """A file of the bundle as it was when the bundle was opened.
 
-    def graph_path(self, graph: str, fused: bool = False) -> Path:
-        """Absolute path of a graph's ONNX file. Raises BundleError if there is no such graph.
+        Raises:
+            BundleError: there is no such file, or it was changed and not kept (``freeprompt.bundle_files``).
+        """
+        return self.files.read(name)
+
+    def graph_name(self, graph: str, fused: bool = False) -> str:
+        """Name of a graph's ONNX file within the bundle. Raises BundleError if there is no such graph.
 
         Args:
             graph: its name.
             fused: the form for ONNX Runtime, where the bundle has it.
         """
         spec = self.manifest.graph(graph)
-        return self.file(spec.fused.file if fused and spec.fused else spec.file)
+        return spec.fused.file if fused and spec.fused else spec.file
+
+    def file(self, name: str) -> Path:
+        """Absolute path of a file of the bundle, for tools: what is there by now need not be what was checked."""
+        return (self.path / name).resolve()
+
+    def graph_path(self, graph: str, fused: bool = False) -> Path:
+        """Absolute path of a graph's ONNX file, as ``file``. Raises BundleError if there is no such graph."""
+        return self.file(self.graph_name(graph, fused))
+
+    def graph_snapshot(self, graph: str, fused: bool = False) -> contextlib.AbstractContextManager[Path]:
+        """A private folder with copies of a graph's ONNX file and its weights, for libraries that read by path.
+
+        Raises:
+            BundleError: there is no such graph, or a file was changed since the bundle was opened.
+            OutputError: the copies cannot be written.
+        """
+        return self.files.snapshot(self._parts(graph, fused))
 
     def graph_sha256(self, graph: str, fused: bool = False) -> str:
         """Hash of a graph's ONNX file and of the weights it refers to, from the manifest's hashes.
 
-        ONNX keeps the name of an external file as plain bytes, so that looking for it needs no parser.
-
         Raises:
-            BundleError: there is no such graph.
+            BundleError: there is no such graph, or its file was changed since the bundle was opened.
         """
-        path = self.graph_path(graph, fused)
-        content = path.read_bytes()
+        parts = self._parts(graph, fused)
         digest = hashlib.sha256()
         for spec in sorted(self.manifest.files, key=lambda spec: spec.path):
-            if self.file(spec.path) == path or spec.path.encode() in content:
+            if spec.path in parts:
                 digest.update(f"{spec.path}\0{spec.sha256}\n".encode())
         return digest.hexdigest()
+
+    def _parts(self, graph: str, fused: bool) -> tuple[str, ...]:
+        """Names of a graph's ONNX file and of those that it refers to.
+
+        ONNX keeps the name of an external file as plain bytes, so that looking for it needs no parser.
+        """
+        name = self.graph_name(graph, fused)
+        content = self.files.read(name)
+        return (name, *(s.path for s in self.manifest.files if s.path != name and s.path.encode() in content))
 
     @property
     def engines(self) -> Path:
@@ -104,20 +118,19 @@ class Bundle:
         return self.path / ENGINES_FOLDER
 
 
-def _check_file(folder: Path, spec: FileSpec, verify: bool) -> None:
-    relative = PurePosixPath(spec.path)
-    if relative.is_absolute() or not relative.parts or ".." in relative.parts or "\\" in spec.path or ":" in spec.path:
-        raise BundleError(f"{MANIFEST_NAME} names {spec.path!r}, which is not inside the bundle")
-    path = folder / relative
-    if not path.is_file():
-        raise BundleError(f"{spec.path} is missing from the bundle at {folder}")
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise BundleError(f"{spec.path} is a link to outside the bundle")
-    size = path.stat().st_size
-    if size != spec.bytes:
-        raise BundleError(f"{spec.path} has {size} bytes, the manifest says {spec.bytes}: copy the bundle again")
-    if verify and file_to_sha256(path) != spec.sha256:
-        raise BundleError(f"{spec.path} is damaged (its SHA-256 differs): copy the bundle again")
+def _read_manifest(folder: Path) -> bytes:
+    file = folder / MANIFEST_NAME
+    # Where an export that replaced it was killed between two renames, what it replaced is put back.
+    if not folder.is_dir() and not restore_folder(folder):
+        raise BundleError(f"no bundle at {folder}: it is not a folder")
+    if not file.is_file() and (folder / _CHECKPOINT_NAME).is_file():
+        raise BundleError(
+            f"{folder} is a diffusers checkpoint and no bundle: export it first, with "
+            f"freeprompt export {folder} -o {folder.resolve().name}.bundle"
+        )
+    if not file.is_file():
+        raise BundleError(f"no bundle at {folder}: it has no {MANIFEST_NAME}")
+    return read_regular(file, MAX_MANIFEST_BYTES)
 
 
 __all__ = ["Bundle", "GraphSpec", "LayerSpec", "Manifest"]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from freeprompt import clioptions, clioutput
+from freeprompt.cliguard import say_error
 from freeprompt.cliprogress import Stages
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ stage, rows of the U-Net executed (counted where graphs are run) against predict
 "first edit" is from picture to picture, inversion included; "further edit" is of the same inversion;
 "row" is the time of one row of a further edit. --compare calls a figure slower or faster if a Mann-Whitney
 test over all figures has a false-alarm rate of at most 1 %, and the medians differ by more than 3 % and by
-more than twice the drift within either run."""
+more than twice the drift within either run. That takes 7 edits in both runs at least; 10 find a change of
+10 % nearly always where runs are steady."""
 
 
 def register(subparsers: clioptions.Subparsers) -> None:
@@ -53,7 +55,7 @@ def register(subparsers: clioptions.Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
-    from freeprompt.benchreport import comparison_to_text, read_report, report_to_text, write_report
+    from freeprompt.benchreport import comparison_to_text, read_report, report_to_text, too_few, write_report
     from freeprompt.errors import UsageError
 
     clioutput.check_outputs([arguments.plot] if arguments.plot else [])
@@ -62,6 +64,8 @@ def run(arguments: argparse.Namespace) -> None:
             raise UsageError(f"the output {arguments.json} must end in .json")
         clioutput.check_folder_output(arguments.json)
     old = read_report(arguments.compare) if arguments.compare else None
+    if old is not None and (problem := too_few(old, arguments.edits)):
+        say_error(f"warning: {problem}")
 
     from freeprompt import clibench
     from freeprompt.runtime import recording

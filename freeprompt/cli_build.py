@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from freeprompt import clioptions
+from freeprompt.climessage import escaped
 from freeprompt.cliprogress import Stages
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ NOTHING_TO_BUILD = {
 }
 BUILDABLE = "tensorrt, cuda or ort-tensorrt"
 # Options that only TensorRT's own builder takes, by their names in the parsed arguments.
-TENSORRT_ONLY = ("range", "profile", "workspace", "optimization_level", "stream_weights", "trust")
+TENSORRT_ONLY = ("range", "profile", "workspace", "optimization_level", "trust")
 
 
 def register(subparsers: clioptions.Subparsers) -> None:
@@ -93,11 +94,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--optimization-level", type=int, default=3, metavar="0-5", help="TensorRT's (default: 3)")
     parser.add_argument(
-        "--stream-weights",
-        action="store_true",
-        help="let weights stay in host memory, for GPUs that cannot hold them (slower)",
-    )
-    parser.add_argument(
         "--trust",
         action="store_true",
         help="also check and adopt engines in BUNDLE that were built elsewhere. An engine is code: "
@@ -131,14 +127,13 @@ def run(arguments: argparse.Namespace) -> None:
         tuple(arguments.graph or ()),
         arguments.workspace,
         arguments.optimization_level,
-        arguments.stream_weights,
         arguments.trust,
     )
     backend = TensorRTBackend()
     with stages.stage("build"):
         for outcome in build_bundle(bundle, build, backend, progress=stages.line):
             if not arguments.quiet:
-                print(_outcome_to_line(outcome), flush=True)
+                print(escaped(_outcome_to_line(outcome)), flush=True)
     if not arguments.quiet:
         print(stages.summary())
 
@@ -172,7 +167,8 @@ def _warm_provider(bundle: Bundle, shapes: Shapes, arguments: argparse.Namespace
     with stages.stage("build"):
         for parity in warm_bundle(bundle, shapes, backend, tuple(arguments.graph or ()), stages.line):
             if not arguments.quiet:
-                print(f"{parity.shapes}: differs from ONNX Runtime on the CPU by {parity.relative_l2:.1e}", flush=True)
+                line = f"{parity.shapes}: differs from ONNX Runtime on the CPU by {parity.relative_l2:.1e}"
+                print(escaped(line), flush=True)
     if not arguments.quiet:
         print(stages.summary())
 

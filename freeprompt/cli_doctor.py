@@ -5,30 +5,39 @@ from __future__ import annotations
 import argparse
 
 from freeprompt import clioptions
+from freeprompt.clijson import value_to_json
+from freeprompt.climessage import escaped
 
 DESCRIPTION = """\
 Say which backends can be used here: installed packages, GPU and driver, what --backend auto takes
-and why not the others, and which TensorRT engines and prepared CUDA graphs of BUNDLE fit this
-machine. Changes nothing."""
+and why not the others. Of BUNDLE: whether it is whole (every file is read), what it is, which
+TensorRT engines and prepared CUDA graphs of it fit this machine, and what memory its weights take.
+Changes nothing. The exit code is 1 if BUNDLE cannot be used."""
 
 
 def register(subparsers: clioptions.Subparsers) -> None:
     """Add the command."""
     parser = clioptions.add_command(subparsers, "doctor", run, "say what is installed, chosen and missing", DESCRIPTION)
-    parser.add_argument("bundle", metavar="BUNDLE", nargs="?", help="also look at the engines of this bundle, or demo")
+    parser.add_argument("bundle", metavar="BUNDLE", nargs="?", help="also look at this bundle, or demo")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
+    from freeprompt.engines.bundle_report import BundleReport
     from freeprompt.engines.doctor import examine, report_to_lines
+    from freeprompt.errors import BundleError
 
-    # Presence is enough: hashing gigabytes is inspect's work.
-    bundle = None if arguments.bundle is None else clioptions.open_bundle(arguments.bundle, verify=False)
-    report = examine(bundle)
+    bundle, failure, damaged = None, None, None
+    if arguments.bundle is not None:
+        try:
+            bundle = clioptions.open_bundle(arguments.bundle)
+        except BundleError as error:
+            failure, damaged = error, BundleReport(arguments.bundle, str(error))
+    report = examine(bundle, damaged)
     if arguments.json:
-        import msgspec
-
-        print(msgspec.json.format(msgspec.json.encode(report), indent=1).decode())
+        print(value_to_json(report))
     else:
-        print("\n".join(report_to_lines(report)))
+        print("\n".join(escaped(line) for line in report_to_lines(report)))
+    if failure is not None:
+        raise failure

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from freeprompt.climessage import escaped
 from freeprompt.cliprogress import Stages
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def prepare(bundle: Bundle, shapes: Shapes, graphs: tuple[str, ...], stages: Sta
     with stages.stage("build"):
         for preparation in prepare_bundle(bundle, shapes, backend, store, graphs, stages.line):
             if not quiet:
-                print(preparation_to_line(preparation), flush=True)
+                print(escaped(preparation_to_line(preparation)), flush=True)
     if not quiet:
         print(stages.summary())
 

@@ -140,7 +140,20 @@ def guarded(run: Callable[[], None], owns_process: bool) -> int:
     finally:
         sys.unraisablehook = hook
         interrupts.remove(ending=owns_process)
+    if owns_process and interrupts.received is not None:
+        _end_beside_a_busy_library(code)
     return code
+
+
+def _end_beside_a_busy_library(code: int) -> None:
+    """End now where a library did not stop: ending as usual takes apart what it works with, and it aborts."""
+    from freeprompt.engines.stoppable import left_behind
+
+    if left_behind():
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                stream.flush()
+        os._exit(code)
 
 
 def _translated(run: Callable[[], None], interrupts: _Interrupts) -> int:

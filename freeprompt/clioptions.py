@@ -168,6 +168,12 @@ def add_limit_options(parser: argparse.ArgumentParser) -> None:
         help="most of it that is in the GPU's memory; the rest waits in the host's and comes back while earlier "
         "steps run, with the same result (default: all of it)",
     )
+    parser.add_argument(
+        "--time-limit",
+        type=positive_seconds,
+        metavar="SECONDS",
+        help="most seconds that the inversion may take, and each edit; looked at before each step (default: any)",
+    )
 
 
 def edit_settings(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -206,6 +212,17 @@ def _whole_number(text: str, least: int, most: float = math.inf) -> int:
     return value
 
 
+def positive_seconds(text: str) -> float:
+    """A number above 0. Raises argparse.ArgumentTypeError."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number of seconds above 0, not {text!r}")
+    return value
+
+
 def width_and_height(text: str) -> tuple[int, int]:
     """ "512x768" as (512, 768). Raises argparse.ArgumentTypeError."""
     width, _, height = text.lower().partition("x")
@@ -239,7 +256,8 @@ def load_editor(arguments: argparse.Namespace, verify: bool = True) -> Editor:
     """The editor that ``add_model_options`` describes."""
     from freeprompt.editor import Editor, Limits
 
-    given = {"rows": getattr(arguments, "max_rows", None)}
+    given: dict[str, Any] = {"rows": getattr(arguments, "max_rows", None)}
+    given["seconds"] = getattr(arguments, "time_limit", None)
     for option, name in (("record_megabytes", "record_bytes"), ("device_record_megabytes", "device_record_bytes")):
         if getattr(arguments, option, None) is not None:
             given[name] = getattr(arguments, option) * 1_000_000

@@ -145,16 +145,15 @@ def side_by_side(images: Sequence[Image.Image]) -> Image.Image:
 
 
 def _check_writable(path: Path) -> None:
+    from freeprompt.files import check_writable
+
     with _as_output_error(path):
         if not path.parent.exists():
             raise OutputError(f"cannot write {path}: there is no folder {path.parent}; make it first")
         if path.exists() and not stat.S_ISREG(path.stat().st_mode):
             raise OutputError(f"cannot write {path}: it exists and is not a file")
-        with (
-            hold_interrupts(),
-            tempfile.NamedTemporaryFile(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent),
-        ):
-            pass
+        with hold_interrupts():
+            check_writable(path)
 
 
 def _identity(path: Path) -> Path:

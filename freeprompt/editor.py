@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,11 +21,14 @@ from freeprompt.runtime.arguments import Choices, Size, check_size, choices_to_s
 from freeprompt.runtime.graphs import Graphs
 from freeprompt.runtime.image import ImageSource, fit_image, image_to_tensor, open_image, tensor_to_images
 from freeprompt.runtime.inversion import Inversion
-from freeprompt.runtime.pipeline import Limits, Observer, Pipeline
+from freeprompt.runtime.inversion_check import check_inversion
+from freeprompt.runtime.limits import Deadline, Limits
+from freeprompt.runtime.pipeline import Observer, Pipeline
 from freeprompt.runtime.plan import Plan
 from freeprompt.runtime.planner import check_targets
 from freeprompt.runtime.progress import Callback, Progress, callback_to_observer
 from freeprompt.runtime.settings import LayerChoice
+from freeprompt.runtime.turns import Turns
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -33,21 +37,26 @@ DEMO = "demo"
 
 
 class Editor:
-    """Edits images with one bundle on one backend. Not for use from two threads at once.
+    """Edits images with one bundle on one backend.
 
-    A ``callback`` is called after each step. What it raises passes through, so raising ``freeprompt.errors.Cancelled``
-    cancels; the editor and every inversion stay usable.
+    Any thread may call it: calls wait for each other. For calls that run beside each other give each thread an editor
+    with a backend of its own; inversions may be shared by all of them.
+
+    A ``callback`` is called after each step, in the thread of the call. What it raises passes through, so raising
+    ``freeprompt.errors.Cancelled`` cancels; the editor and every inversion stay usable. It may decode (``preview``)
+    and plan, but not start another call of this editor: UsageError.
 
     Args:
         bundle: an open bundle.
         backend: where its graphs run.
-        limits: rows of one evaluation, and bytes of recorded rows that one inversion holds.
+        limits: what a call may ask for and use; a call that needs more memory or time than there is raises LimitError.
     """
 
     def __init__(self, bundle: Bundle, backend: Backend, limits: Limits | None = None) -> None:
         self.bundle = bundle
         self.pipeline = Pipeline(Graphs(bundle, backend))
         self.limits = limits or Limits()
+        self._turns = Turns()
 
     @classmethod
     def load(
@@ -66,7 +75,7 @@ class Editor:
             backend: "auto", "cpu", "cuda", ... (``freeprompt.engines.select.BACKENDS``) or a ``Backend`` object.
             threads: CPU threads within an operator; None: every core.
             verify: compare the SHA-256 of every file.
-            limits: see ``freeprompt.runtime.pipeline.Limits``.
+            limits: see ``freeprompt.runtime.limits.Limits``.
 
         Raises:
             BundleError: missing or damaged.
@@ -106,14 +115,18 @@ class Editor:
             ImageError: the image cannot be read.
             UsageError: steps, size, fit or record cannot be used.
         """
-        self.pipeline.schedule(steps)
+        latent_size = arguments.size_to_latents(self.manifest.latents, size)
+        # Before the image is read: a wrong argument is told first.
+        self.pipeline.plan_inversion(self.pipeline.schedule(steps), record, *latent_size, self.limits)
         width, height = check_size(self.manifest.latents, size)
         opened = open_image(image)
         if fit == "crop":
             warn_of_crop(opened.width, opened.height, (width, height))
         pixels = image_to_tensor(fit_image(opened, width, height, fit))
-        latents = stages.image_to_latents(self.pipeline.graphs, pixels)
-        return self.pipeline.invert(latents, steps, record, self.limits, self._observer(callback))
+        with self._call(callback) as observer:
+            deadline = Deadline(self.limits.seconds)
+            latents = stages.image_to_latents(self.pipeline.graphs, pixels)
+            return self.pipeline.invert(latents, steps, record, self.limits, observer, deadline)
 
     def edit(
         self,
@@ -168,8 +181,8 @@ class Editor:
         if not isinstance(inversion, Inversion):
             raise UsageError(f"expected an Inversion, got {type(inversion).__name__}: call invert first")
         settings = choices_to_settings(self.manifest, _fraction(inversion.prompt), **choices)
-        observer = self._observer(callback)
-        return self.pipeline.edit(inversion, to_targets(prompts), settings, record, self.limits, observer)
+        with self._call(callback) as observer:
+            return self.pipeline.edit(inversion, to_targets(prompts), settings, record, self.limits, observer)
 
     def plan(
         self,
@@ -187,7 +200,7 @@ class Editor:
             inversion: of an image inverted before; then only the edit is planned, with what is recorded already.
             choices: the keywords of ``edit``.
         """
-        latents = arguments.size_to_latents(self.manifest.latents, size)
+        latents, limits = arguments.size_to_latents(self.manifest.latents, size), self.limits
         plans: tuple[Plan, ...] = ()
         source_prompt = ""
         if inversion is not None:
@@ -196,13 +209,16 @@ class Editor:
         schedule = self.pipeline.schedule(steps)
         mode = recording.choose_mode(record, self.manifest, settings)
         if inversion is not None:
+            check_inversion(inversion, self.manifest, schedule)
             held = tuple(inversion.records[mode].passes) if mode in inversion.records else ()
+            limits = self.pipeline.budget.limits_for(inversion, mode, limits)
         else:
-            plans = (self.pipeline.plan_inversion(schedule, mode, *latents, self.limits),)
+            plans = (self.pipeline.plan_inversion(schedule, mode, *latents, limits),)
             held = recording.passes_of(plans[0])
         targets = to_targets(prompts)
-        edits = self.pipeline.plan_edits(schedule, source_prompt, targets, settings, latents, mode, self.limits, held)
-        self.pipeline.check_prompts(edits)
+        edits = self.pipeline.plan_edits(schedule, source_prompt, targets, settings, latents, mode, limits, held)
+        with self._turns.graphs():
+            self.pipeline.check_prompts(edits)
         return (*plans, *edits)
 
     def synthesize(
@@ -249,8 +265,9 @@ class Editor:
         check_targets((source,))
         check_targets(targets := to_targets(target))
         settings = choices_to_settings(self.manifest, SYNTHETIC_FRACTION, **choices)
-        start, observer = noise.astype(np.float32), self._observer(callback)
-        return self.pipeline.synthesize(source, targets, start, steps, settings, self.limits, observer)
+        start = noise.astype(np.float32)
+        with self._call(callback) as observer:
+            return self.pipeline.synthesize(source, targets, start, steps, settings, self.limits, observer)
 
     def generate(
         self,
@@ -269,7 +286,8 @@ class Editor:
         """
         check_targets((prompt,))
         settings = choices_to_settings(self.manifest, 0.0, guidance=guidance, negative_prompt=negative_prompt)
-        return self.pipeline.generate(prompt, self.noise(seed, size), steps, settings, self._observer(callback))
+        with self._call(callback) as observer:
+            return self.pipeline.generate(prompt, self.noise(seed, size), steps, settings, observer, self.limits)
 
     def noise(self, seed: int = 0, size: Size = None) -> NumpyArray:
         """Starting noise [1, C, h, w] float32 from NumPy's PCG64 generator; not PyTorch's noise of that seed.
@@ -285,12 +303,15 @@ class Editor:
         values = latents if isinstance(latents, np.ndarray) else latents.numpy()
         images = []
         for one in values:
-            image = stages.latents_to_image(self.pipeline.graphs, np.ascontiguousarray(one[None]))
-            images += tensor_to_images(image.numpy())
+            with self._turns.graphs():
+                image = stages.latents_to_image(self.pipeline.graphs, np.ascontiguousarray(one[None])).numpy()
+            images += tensor_to_images(image)
         return images
 
-    def _observer(self, callback: Callback | None) -> Observer:
-        return callback_to_observer(callback, self.decode)
+    @contextlib.contextmanager
+    def _call(self, callback: Callback | None) -> Iterator[Observer]:
+        with self._turns.call():
+            yield callback_to_observer(callback, self.decode, self._turns.pause)
 
 
 def demo_bundle() -> Path:

@@ -35,6 +35,10 @@ class BackendError(FreePromptError):
     """A backend is unknown, not installed, or failed while it ran."""
 
 
+class LimitError(FreePromptError):
+    """A call would need, or has taken, more memory or time than there is or is allowed."""
+
+
 class InversionError(FreePromptError):
     """A saved inversion is damaged, or belongs to another bundle."""
 

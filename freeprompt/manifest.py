@@ -13,6 +13,7 @@ import msgspec
 
 from freeprompt.errors import BundleError
 from freeprompt.precision import HalfPrecision
+from freeprompt.strictjson import check_json
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -20,9 +21,7 @@ MANIFEST_NAME = "manifest.json"
 # The rule of the reference implementation: self-attention maps of at most 32 x 32 tokens are replaced.
 REPLACED_TOKENS = 1024
 
-# Bounds far above any model's: a damaged number is an error here and not an
-# allocation of terabytes later.
-MAX_NATIVE_PIXELS = 64 << 20
+# Bounds far above any model's: a damaged number is an error here and not an allocation of terabytes later.
 Positive = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
 Natural = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
 TokenId = Annotated[int, msgspec.Meta(ge=0, le=(1 << 31) - 1)]
@@ -88,7 +87,7 @@ class GraphSpec:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     parity: tuple[Parity, ...]
-    parity_threshold: float
+    parity_threshold: Annotated[float, msgspec.Meta(ge=0.0)]
     macs: Natural = 0
     fused: Optional[FusedGraph] = None
     known_answer: Optional[KnownAnswer] = None
@@ -112,7 +111,7 @@ class FileSpec:
 class LayerSpec:
     """A self-attention layer; ``number`` counts from 1 in forward order.
 
-    ``level`` is log2 of the downsampling against the latents, ``tokens`` the map's side at the native size.
+    ``level`` is log2 of the downsampling against the latents, ``tokens`` the side of the N x N map at the native size.
     """
 
     number: Positive
@@ -209,6 +208,8 @@ class _Sealed:
 
 
 _UNSEALED = b"0" * 64
+# Of a parser's message, which may quote all of a value.
+_MESSAGE = 500
 
 
 def manifest_to_json(manifest: Manifest) -> bytes:
@@ -228,9 +229,12 @@ def manifest_from_json(data: bytes) -> Manifest:
 
     Raises:
         BundleError: not JSON, another format version, a checksum that differs, a field missing,
-            of a wrong type or out of range, or values that contradict each other.
+            of a wrong type or out of range, a key twice, or values that contradict each other.
     """
+    from freeprompt.manifestcheck import contradiction  # which reads what is defined here
+
     try:
+        check_json(data)
         version = msgspec.json.decode(data, type=_Versioned).format_version
         if version != FORMAT_VERSION:
             raise BundleError(
@@ -242,78 +246,9 @@ def manifest_from_json(data: bytes) -> Manifest:
         if hashlib.sha256(unsealed).hexdigest() != sha256:
             raise BundleError(f"{MANIFEST_NAME} is damaged or was edited (its SHA-256 differs): copy the bundle again")
         manifest = msgspec.json.decode(data, type=Manifest)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise BundleError(f"{MANIFEST_NAME} cannot be read: {error}") from error
-    problem = _contradiction(manifest)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise BundleError(f"{MANIFEST_NAME} cannot be read: {str(error)[:_MESSAGE]}") from error
+    problem = contradiction(manifest)
     if problem is not None:
         raise BundleError(f"{MANIFEST_NAME} contradicts itself: {problem}")
     return manifest
-
-
-def _contradiction(manifest: Manifest) -> Optional[str]:
-    numbers = [layer.number for layer in manifest.layers]
-    if not numbers or numbers != list(range(1, len(numbers) + 1)):
-        return "layers must be numbered 1, 2, 3, ..."
-    listed = {file.path for file in manifest.files}
-    if len(listed) != len(manifest.files):
-        return "a file is listed twice"
-    for needed in (manifest.tokenizer, *(file for graph in manifest.graphs.values() for file in graph.files)):
-        if needed not in listed:
-            return f"{needed} is used but not listed in files"
-    if manifest.known_answers is not None and manifest.known_answers not in listed:
-        return f"{manifest.known_answers} is used but not listed in files"
-    latents = manifest.latents
-    block = latents.scale * latents.multiple
-    if latents.height % block or latents.width % block:
-        return f"the native size {latents.width}x{latents.height} is not a multiple of {block}"
-    if latents.height * latents.width > MAX_NATIVE_PIXELS:
-        size = f"{latents.width}x{latents.height}"
-        return f"the native size {size} is above {MAX_NATIVE_PIXELS} pixels"
-    if latents.scaling_factor == 0.0:
-        return "scaling_factor is 0"
-    alphas = manifest.scheduler.alphas_cumprod
-    if any(later >= earlier for earlier, later in zip(alphas, alphas[1:])):
-        return "alphas_cumprod must fall strictly"
-    if manifest.scheduler.steps_offset >= len(alphas):
-        offset = manifest.scheduler.steps_offset
-        return f"steps_offset {offset} is past the schedule's {len(alphas)} timesteps"
-    return _wrong_answer(manifest) or _wrong_shape(manifest)
-
-
-def _wrong_answer(manifest: Manifest) -> Optional[str]:
-    """Compare the tensors of known answers with the graphs' signatures."""
-    for name, graph in manifest.graphs.items():
-        answer = graph.known_answer
-        if answer is None:
-            continue
-        if manifest.known_answers is None:
-            return f"graph {name} has a known answer, but there is no file of known answers"
-        for specs, tensors in ((graph.inputs, answer.inputs), (graph.outputs, answer.outputs)):
-            odd = {spec.name for spec in specs} ^ tensors.keys()
-            if odd:
-                return f"graph {name} has {min(odd)}, its known answer has not, or the other way round"
-    return None
-
-
-def _wrong_shape(manifest: Manifest) -> Optional[str]:
-    """Compare the sizes that graphs fix with the constants of the model; None: any size will do."""
-    text = manifest.text
-    images = (None, manifest.latents.channels, None, None)
-    fixed: dict[str, tuple[Optional[int], ...]] = {
-        "latents": images,
-        "pinned_latents": images,
-        "next_latents": images,
-        "input_ids": (None, text.tokens),
-        "encoder_hidden_states": (None, text.tokens, text.channels),
-        "map_row": (len(manifest.layers), None),
-        "cross_map_row": (manifest.cross_layers, None),
-    }
-    for name, graph in manifest.graphs.items():
-        for tensor in (*graph.inputs, *graph.outputs):
-            sizes = fixed.get(tensor.name, tensor.shape)
-            if len(sizes) != len(tensor.shape) or any(
-                size not in (None, dim) for size, dim in zip(sizes, tensor.shape)
-            ):
-                expected = ",".join("?" if size is None else str(size) for size in sizes)
-                return f"graph {name} has {tensor}, the model's constants need [{expected}]"
-    return None

@@ -4,45 +4,52 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import threading
 import warnings
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, BinaryIO, Union
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
 from freeprompt.engines.session import NumpyArray
 from freeprompt.errors import ImageError, UsageError
+from freeprompt.runtime.imagefile import check_decoder, opened_image
 
 # Eight times the area of a 4K frame; decoding more takes gigabytes and is a mistake or an attack.
 MAX_PIXELS = 64 << 20
 FITS = ("crop", "pad", "stretch")
 
-ImageSource = Union[str, Path, Image.Image, NumpyArray]
+# What the library warns of is kept in one list of the process, which two threads must not exchange at once.
+_WARNINGS = threading.Lock()
+
+ImageSource = Union[str, Path, BinaryIO, Image.Image, NumpyArray]
 
 
 def open_image(source: ImageSource) -> Image.Image:
     """Read an image as 8-bit sRGB: EXIF orientation applied, alpha over white, the first frame of an animation.
 
     Args:
-        source: a path, a PIL image, or an array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]: uint8, or floating in [0,
-        1].
+        source: a path of a regular file or an open binary file, of a format in ``imagefile.FORMATS``; a PIL image; or
+            an array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]: uint8, or floating in [0, 1].
 
     Raises:
-        ImageError: it cannot be read, is damaged, empty, larger than ``MAX_PIXELS``, or of a mode without a defined
-        range.
+        ImageError: it cannot be read, is of another format, damaged, empty, larger than ``MAX_PIXELS``, or of a mode
+            without a defined range.
     """
     if isinstance(source, np.ndarray):
         return _to_rgb(_array_to_image(source))
-    name = "the image" if isinstance(source, Image.Image) else str(source)
+    name = str(source) if isinstance(source, (str, bytes, os.PathLike)) else "the image"
     try:
-        with warnings.catch_warnings():
+        with _WARNINGS, warnings.catch_warnings():
             # The library warns of suspicious sizes and damaged metadata; sizes are checked here, and pixels decide.
             warnings.simplefilter("ignore")
             if isinstance(source, Image.Image):  # one opened from a file may not be decoded yet
                 _check_size(source.width, source.height)
+                check_decoder(source)
                 return _to_rgb(source)
-            with Image.open(source) as image:
+            with opened_image(source) as image:
                 _check_size(image.width, image.height)
                 return _to_rgb(image)
     except ImageError as error:
@@ -75,19 +82,51 @@ def fit_image(image: Image.Image, width: int, height: int, fit: str = "crop") ->
     """
     if fit not in FITS:
         raise UsageError(f"unknown fit {fit!r}; known are {', '.join(FITS)}")
-    size = (width, height)
+    size, whole = (width, height), (0.0, 0.0, float(image.width), float(image.height))
     if image.size == size:
         return image
-    if fit == "crop":
-        return ImageOps.fit(image, size, Image.Resampling.LANCZOS, centering=(0.5, 0.5))
     if fit == "stretch":
-        return image.resize(size, Image.Resampling.LANCZOS)
+        return _resize(image, size, whole)
+    if fit == "crop":
+        return _resize(image, size, _centred_box(image.size, size))
     scale = min(width / image.width, height / image.height)
     inner = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    pixels = np.asarray(image.resize(inner, Image.Resampling.LANCZOS))
+    pixels = np.asarray(_resize(image, inner, whole))
     left, top = (width - inner[0]) // 2, (height - inner[1]) // 2
     around = ((top, height - inner[1] - top), (left, width - inner[0] - left), (0, 0))
     return Image.fromarray(np.pad(pixels, around, mode="edge"))
+
+
+def _centred_box(size: tuple[int, int], frame: tuple[int, int]) -> tuple[float, float, float, float]:
+    """The largest rectangle of the frame's shape in the middle of an image: left, top, right, bottom, in pixels.
+
+    It may begin between pixels. Computed as ``PIL.ImageOps.fit`` does, whose results these are to be.
+    """
+    width, height = size
+    wide, ratio = width / height, frame[0] / frame[1]
+    across, down = float(width), float(height)
+    if wide > ratio:
+        across = ratio * height
+    elif wide < ratio:
+        down = width / ratio
+    left, top = (width - across) * 0.5, (height - down) * 0.5
+    return left, top, left + across, top + down
+
+
+def _resize(image: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float]) -> Image.Image:
+    """Resample a box of an image, along the rows and then along the columns, rounding to 8 bits in between.
+
+    In which order the library would do both depends on its version (before Pillow 13 the rows were always first) and
+    changes results, so that each is asked for on its own. Columns go first only where what lies between would be
+    larger than any image that is read; then it is not the other way round.
+    """
+    (width, height), (left, top, right, bottom) = size, box
+    lanczos = Image.Resampling.LANCZOS
+    if width * image.height <= MAX_PIXELS:
+        image = image.resize((width, image.height), lanczos, box=(left, 0, right, image.height))
+        return image.resize(size, lanczos, box=(0, top, width, bottom))
+    image = image.resize((image.width, height), lanczos, box=(0, top, image.width, bottom))
+    return image.resize(size, lanczos, box=(left, 0, right, height))
 
 
 def image_to_tensor(image: Image.Image) -> NumpyArray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Callable
 
 import numpy as np
@@ -12,12 +12,15 @@ from freeprompt.engines.session import Array, NumpyArray
 from freeprompt.errors import InversionError, UsageError
 from freeprompt.manifest import Manifest
 from freeprompt.recordsize import record_row_bytes, record_rows
-from freeprompt.runtime import recording, stages
+from freeprompt.runtime import memory, recording, stages
 from freeprompt.runtime.execute import Records, StepResult, run_steps
 from freeprompt.runtime.graphs import Graphs
 from freeprompt.runtime.inversion import Inversion
+from freeprompt.runtime.inversion_check import check_inversion
+from freeprompt.runtime.limits import Deadline, Limits
 from freeprompt.runtime.plan import Plan, RecordPass
 from freeprompt.runtime.planner import (
+    check_targets,
     plan_edit,
     plan_generation,
     plan_inversion,
@@ -26,37 +29,12 @@ from freeprompt.runtime.planner import (
     rows_per_target,
 )
 from freeprompt.runtime.prompt import PromptReader
+from freeprompt.runtime.recordbudget import RecordBudget
 from freeprompt.runtime.schedule import Schedule
 from freeprompt.runtime.settings import EditSettings
 
 # Embeddings of a few sets of prompts, so that a server's memory does not grow with every prompt it has seen.
 _KEPT_EMBEDDINGS = 8
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What an edit may use.
-
-    Attributes:
-        rows: most rows of one evaluation; more targets than fit are edited in chunks.
-        record_bytes: most bytes of recorded rows that one inversion holds; steps that do not fit are given a
-            source row instead, with the same result.
-        device_record_bytes: most bytes of these that are in the device's memory; what is beyond waits in page-locked
-            host memory and comes back while earlier steps run, with the same result. Two passes (of
-            ``recordsize.record_rows`` rows) are on the device in any case. None: all of them. Says nothing on the CPU.
-    """
-
-    rows: int = 8
-    record_bytes: int = 2 << 30
-    device_record_bytes: int | None = None
-
-    def __post_init__(self) -> None:
-        fields = [("max_rows", self.rows, 3), ("record_bytes", self.record_bytes, 0)]
-        if self.device_record_bytes is not None:
-            fields.append(("device_record_bytes", self.device_record_bytes, 0))
-        for name, value, least in fields:
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise UsageError(f"{name} must be a whole number from {least} on, not {value!r}")
 
 
 # Called after every step: (plan, number of the step from 1, result, schedule).
@@ -68,12 +46,17 @@ def ignore(plan: Plan, number: int, result: StepResult, schedule: Schedule) -> N
 
 
 class Pipeline:
-    """Runs plans on the graphs of one bundle. Not for use from two threads at once."""
+    """Runs plans on the graphs of one bundle. Not for use from two threads at once.
+
+    Where limits are given, what exceeds them is refused: see ``Limits``. A ``deadline`` is when the call has to have
+    ended; None: after as many seconds from its start as ``limits`` allow.
+    """
 
     def __init__(self, graphs: Graphs) -> None:
         self.graphs = graphs
-        self._prompts = PromptReader(graphs.bundle.file(self.manifest.tokenizer), self.manifest.text)
+        self._prompts = PromptReader(graphs.bundle)
         self._embeddings: dict[tuple[str, ...], Array] = {}
+        self.budget = RecordBudget()
 
     @property
     def manifest(self) -> Manifest:
@@ -90,14 +73,20 @@ class Pipeline:
         mode: str = recording.NONE,
         limits: Limits | None = None,
         observer: Observer = ignore,
+        deadline: Deadline | None = None,
     ) -> Inversion:
         """Invert clean latents [1, C, h, w] with the empty prompt; mode "inversion" records on the way."""
+        limits = limits or Limits()
+        deadline = deadline or Deadline(limits.seconds)
         schedule = self.schedule(steps)
         height, width = latents.shape[2:]
-        plan = self.plan_inversion(schedule, mode, height, width, limits or Limits())
-        levels, record = [latents], recording.Record()
-        resident = self._resident(recording.passes_of(plan), (height, width), limits or Limits())
-        for result in self._run(plan, schedule, latents, observer):
+        plan = self.plan_inversion(schedule, mode, height, width, limits)
+        levels, record, passes = [latents], recording.Record(), recording.passes_of(plan)
+        self._check_memory((plan,), (height, width), limits)
+        made_bytes = len(passes) * record_row_bytes(self.manifest, height, width)
+        self.budget.make_room(None, made_bytes, limits.total_record_bytes)
+        resident = self._resident(passes, (height, width), limits)
+        for result in self._run(plan, schedule, latents, observer, deadline):
             levels.append(result.after)
             if result.recorded:
                 step = result.step
@@ -106,18 +95,21 @@ class Pipeline:
         bundle, backend = self.graphs.bundle, self.graphs.backend
         inversion = Inversion.from_levels(schedule.steps, "", bundle.sha256, tuple(levels), backend)
         inversion.records[recording.FROM_INVERSION] = record
+        self.budget.use(inversion)
         return inversion
 
     def plan_inversion(self, schedule: Schedule, mode: str, height: int, width: int, limits: Limits) -> Plan:
         """The plan of ``invert``."""
         if mode not in recording.MODES:
             raise UsageError(f"unknown record mode {mode!r}; known are {', '.join(recording.MODES)}")
+        limits.check(self.manifest.latents, schedule.steps, (height, width))
         count = 0
         if mode == recording.FROM_INVERSION:
             size = record_row_bytes(self.manifest, height, width)
             if not size:
                 raise UsageError("record='inversion' is not possible: the bundle records no layer")
-            count = min(schedule.steps, limits.record_bytes // size)
+            room = self.budget.room(None, mode, limits.total_record_bytes)
+            count = min(schedule.steps, min(limits.record_bytes, room) // size)
         return plan_inversion(self.manifest, schedule, recording=count)
 
     def plan_edits(
@@ -137,6 +129,9 @@ class Pipeline:
             UsageError: see ``recording.choose_mode``.
         """
         limits = limits or Limits()
+        check_targets(targets)
+        texts = (source_prompt, settings.negative_prompt)
+        limits.check(self.manifest.latents, schedule.steps, size, targets, texts)
         mode = recording.choose_mode(mode, self.manifest, settings)
         bytes_each = record_row_bytes(self.manifest, *size)
         levels = replaced_levels(schedule, settings)
@@ -149,7 +144,8 @@ class Pipeline:
             if missing:
                 raise UsageError(
                     f"this inversion recorded nothing for {len(missing)} of the steps: "
-                    "invert with record='inversion', or lower replace_fraction, or raise record_bytes"
+                    "invert with record='inversion', or lower replace_fraction, or raise record_bytes or "
+                    "total_record_bytes"
                 )
             passes = tuple(held)
         source = 0 if mode != recording.NONE and {*levels} <= {n for p in passes for n in p.levels} else 1
@@ -175,12 +171,14 @@ class Pipeline:
         mode: str = recording.AUTO,
         limits: Limits | None = None,
         observer: Observer = ignore,
+        deadline: Deadline | None = None,
     ) -> NumpyArray:
         """Final latents of each target, [targets, C, h, w] float32.
 
         Raises:
             InversionError: the inversion was made with another bundle.
             UsageError: an argument cannot be used.
+            LimitError: it needs more memory or time than there is.
         """
         if inversion.bundle_sha256 != self.graphs.bundle.sha256:
             raise InversionError(
@@ -188,30 +186,35 @@ class Pipeline:
                 "invert the image again"
             )
         limits = limits or Limits()
+        deadline = deadline or Deadline(limits.seconds)
         schedule = self.schedule(inversion.steps)
+        check_inversion(inversion, self.manifest, schedule)
         mode = recording.choose_mode(mode, self.manifest, settings)
-        levels = inversion.levels_on(self.graphs.backend)
-        record = inversion.records.get(mode) or recording.Record()
-        if record.nbytes > limits.record_bytes:
-            record = inversion.records[mode] = recording.Record()  # made under a larger budget
-        plans = self.plan_edits(
-            schedule, inversion.prompt, targets, settings, inversion.size, mode, limits, tuple(record.passes)
-        )
-        self.check_prompts(plans)
-        finished, backend = [], self.graphs.backend
+        backend = self.graphs.backend
+        with inversion.lock:
+            levels = inversion.levels_on(backend)
+            limits = self.budget.limits_for(inversion, mode, limits)
+            record = inversion.records.get(mode) or recording.Record()
+            if record.nbytes > limits.record_bytes:
+                record = inversion.records[mode] = recording.Record()  # made under a larger budget
+            plans = self.plan_edits(
+                schedule, inversion.prompt, targets, settings, inversion.size, mode, limits, tuple(record.passes)
+            )
+            self.check_prompts(plans)
+            self._check_memory(plans, inversion.size, limits)
+            self.budget.use(inversion)
+            wanted = inversion.record_bytes - record.nbytes + plans[0].total_record_bytes
+            self.budget.make_room(inversion, wanted, limits.total_record_bytes)
+            embeddings = self.embed(plans[0].texts)
+            recording.make_passes(self.graphs, record, plans[0], inversion.trajectory, embeddings, deadline.check)
+            held = record.snapshot()
+        finished = []
         for plan in plans:
-            embeddings = self.embed(plan.texts)
-            resident = len(plan.passes) if plan.resident is None else plan.resident
-            record.place(backend, resident)
-            for made in plan.passes[len(record.passes) :]:
-                # No name for the rows here: whoever holds them keeps their device memory from being used again.
-                record.append(made, recording.run_record_pass(self.graphs, made, inversion.trajectory, embeddings))
-                record.place(backend, resident, len(record.rows) - 1)
             start, count = levels[-1], len(plan.steps[0].row_weight)
             if count > 1:
                 start = backend.upload(np.repeat(start.numpy(), count, axis=0))
-            reader = recording.Reader(record, plan, backend)
-            results = self._run(plan, schedule, start, observer, levels, reader)
+            reader = recording.Reader(held, plan, backend)
+            results = self._run(plan, schedule, start, observer, deadline, levels, reader)
             finished.append(_last(results, start))
         return np.concatenate(finished)
 
@@ -222,13 +225,20 @@ class Pipeline:
         steps: int,
         settings: EditSettings,
         observer: Observer = ignore,
+        limits: Limits | None = None,
+        deadline: Deadline | None = None,
     ) -> Inversion:
         """Generate from noise [1, C, h, w] and keep every level's latents."""
+        limits = limits or Limits()
+        deadline = deadline or Deadline(limits.seconds)
         schedule = self.schedule(steps)
+        size = noise.shape[-2:]
+        limits.check(self.manifest.latents, schedule.steps, size, (), (prompt, settings.negative_prompt))
         plan = plan_generation(self.manifest, schedule, prompt, settings)
+        self._check_memory((plan,), size, limits)
         start = self.graphs.backend.upload(noise)
         levels = [start]
-        levels.extend(result.after for result in self._run(plan, schedule, start, observer))
+        levels.extend(result.after for result in self._run(plan, schedule, start, observer, deadline))
         bundle, backend = self.graphs.bundle, self.graphs.backend
         reverse = tuple(reversed(levels))
         return Inversion.from_levels(schedule.steps, prompt, bundle.sha256, reverse, backend)
@@ -248,15 +258,20 @@ class Pipeline:
         Together in one run where their rows fit, else the source first and then its edits: the result is the same.
         """
         limits = limits or Limits()
+        deadline = Deadline(limits.seconds)
         schedule = self.schedule(steps)
+        check_targets((source, *targets))
+        size, texts = noise.shape[-2:], (source, settings.negative_prompt)
+        limits.check(self.manifest.latents, schedule.steps, size, targets, texts)
         plan = plan_synthesis(self.manifest, schedule, source, targets, settings)
         self.check_prompts((plan,))
         if max(len(step.rows) for step in plan.steps) > limits.rows:
-            generated = self.generate(source, noise, steps, settings, observer)
-            edited = self.edit(generated, targets, settings, limits=limits, observer=observer)
+            generated = self.generate(source, noise, steps, settings, observer, limits, deadline)
+            edited = self.edit(generated, targets, settings, limits=limits, observer=observer, deadline=deadline)
             return np.concatenate([generated.trajectory[0], edited])
+        self._check_memory((plan,), size, limits)
         start = self.graphs.backend.upload(np.repeat(noise, 1 + len(targets), axis=0))
-        return _last(self._run(plan, schedule, start, observer), start)
+        return _last(self._run(plan, schedule, start, observer, deadline), start)
 
     def check_prompts(self, plans: Iterable[Plan]) -> None:
         """Read the prompts of plans, before the work that a wrong one would waste.
@@ -274,6 +289,10 @@ class Pipeline:
             self._embeddings[texts] = embeddings
         return self._embeddings[texts]
 
+    def _check_memory(self, plans: Sequence[Plan], size: tuple[int, int], limits: Limits) -> None:
+        needed = memory.estimate(self.manifest, plans, size, self.graphs.backend.device == "cpu")
+        memory.check_memory(needed, limits.memory_bytes)
+
     def _resident(self, passes: Sequence[RecordPass], size: tuple[int, int], limits: Limits) -> int:
         """How many of the passes stay in the device's memory."""
         budget = None if self.graphs.backend.device == "cpu" else limits.device_record_bytes
@@ -285,14 +304,18 @@ class Pipeline:
         schedule: Schedule,
         latents: Array,
         observer: Observer,
+        deadline: Deadline,
         trajectory: Sequence[Array] = (),
         records: Records = (),
     ) -> Iterator[StepResult]:
+        deadline.check()
         embeddings = self.embed(plan.texts)
         results = run_steps(self.graphs, plan, latents, embeddings, trajectory, records)
         for number, result in enumerate(results, 1):
             observer(plan, number, result, schedule)
             yield result
+            if number < len(plan.steps):
+                deadline.check()
 
 
 def _last(results: Iterable[StepResult], start: Array) -> NumpyArray:
@@ -300,3 +323,6 @@ def _last(results: Iterable[StepResult], start: Array) -> NumpyArray:
     for result in results:
         last = result.after
     return last.numpy()
+
+
+__all__ = ["Limits", "Observer", "Pipeline", "ignore"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Callable, Optional
 
@@ -37,12 +38,22 @@ class Progress:
 Callback = Callable[[Progress], None]
 
 
-def callback_to_observer(callback: Optional[Callback], decode: Callable[[NumpyArray], list[Image.Image]]) -> Observer:
-    """The observer of a pipeline that calls ``callback``; ``decode`` turns latents into images for its previews."""
+def callback_to_observer(
+    callback: Optional[Callback],
+    decode: Callable[[NumpyArray], list[Image.Image]],
+    pause: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+) -> Observer:
+    """The observer of a pipeline that calls ``callback``.
+
+    Args:
+        decode: turns latents into images for its previews.
+        pause: around each call: what makes that decoding possible meanwhile.
+    """
     if callback is None:
         return ignore
 
     def observer(plan: Plan, number: int, result: StepResult, schedule: Schedule) -> None:
-        callback(Progress(plan.name, number, len(plan.steps), lambda: decode(result.clean_estimate(schedule))))
+        with pause():
+            callback(Progress(plan.name, number, len(plan.steps), lambda: decode(result.clean_estimate(schedule))))
 
     return observer

@@ -5,23 +5,35 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
 
+from freeprompt.bundle import Bundle
 from freeprompt.engines.session import NumpyArray
 from freeprompt.errors import BundleError, FreePromptError, PromptTruncatedWarning, UsageError
 from freeprompt.manifest import TextSpec
+from freeprompt.runtime.tokenizer_file import check_tokenizer
 
 # A few hundred bytes each, so that a server's memory does not grow with every prompt it has seen.
 _KEPT_PROMPTS = 256
+# Ids are 32 bits wide in every graph.
+MAX_TOKEN_ID = (1 << 31) - 1
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
-    """Read a tokenizer.json. Raises BundleError if it cannot be read."""
-    with _translated(f"{path.name} is not a tokenizer", BundleError):
-        tokenizer = Tokenizer.from_file(str(path))
+def load_tokenizer(data: bytes, name: str = "tokenizer.json") -> Tokenizer:
+    """The tokenizer that a tokenizer.json describes.
+
+    Args:
+        data: the file's bytes.
+        name: its name, for messages.
+
+    Raises:
+        BundleError: it is none, or one whose work on a prompt would not be bounded.
+    """
+    data = check_tokenizer(data, name)
+    with _translated(f"{name} is not a tokenizer", BundleError):
+        tokenizer = Tokenizer.from_buffer(data)
     # Cutting and padding are done here, where a cut can be told to the user.
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -35,13 +47,11 @@ class PromptReader:
     with one warning all the same.
 
     Args:
-        path: the tokenizer's file.
-        spec: how the text encoder takes them.
+        bundle: whose tokenizer it is.
     """
 
-    def __init__(self, path: Path, spec: TextSpec) -> None:
-        self._path = path
-        self._spec = spec
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
         self._tokenizer: Tokenizer | None = None
         self._rows: dict[str, NumpyArray] = {}
 
@@ -49,9 +59,10 @@ class PromptReader:
         """As ``prompts_to_ids``. Raises BundleError if the tokenizer cannot be read."""
         prompts = tuple(prompts)
         if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(self._path)
+            name = self._bundle.manifest.tokenizer
+            self._tokenizer = load_tokenizer(self._bundle.read(name), name)
         missing = tuple(dict.fromkeys(prompt for prompt in prompts if prompt not in self._rows))
-        self._rows.update(zip(missing, prompts_to_ids(self._tokenizer, self._spec, missing)))
+        self._rows.update(zip(missing, prompts_to_ids(self._tokenizer, self._bundle.manifest.text, missing)))
         ids = np.stack([self._rows[prompt] for prompt in prompts])
         while len(self._rows) > _KEPT_PROMPTS:
             del self._rows[next(iter(self._rows))]
@@ -66,6 +77,7 @@ def prompts_to_ids(tokenizer: Tokenizer, spec: TextSpec, prompts: tuple[str, ...
 
     Raises:
         UsageError: a prompt is not a string or cannot be encoded.
+        BundleError: the tokenizer gives ids that are none.
     """
     ids = np.full((len(prompts), spec.tokens), spec.pad_token_id, np.int32)
     for row, prompt in zip(ids, prompts):
@@ -83,6 +95,8 @@ def prompts_to_ids(tokenizer: Tokenizer, spec: TextSpec, prompts: tuple[str, ...
                 stacklevel=3,
             )
             tokens = [*tokens[: spec.tokens - 1], spec.eos_token_id]
+        if max(tokens, default=0) > MAX_TOKEN_ID:
+            raise BundleError(f"the tokenizer has the id {max(tokens)}, no text encoder takes more than {MAX_TOKEN_ID}")
         row[: len(tokens)] = tokens
     return ids
 

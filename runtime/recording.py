@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Callable
 
 import numpy as np
 
@@ -32,11 +33,20 @@ FROM_INVERSION = "inversion"  # taken while inverting, one level too clean: appr
 MODES = (AUTO, EXACT, NONE, FROM_INVERSION)
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """The rows of a record at one moment, whatever other threads make of the record while they are read."""
+
+    rows: tuple[RecordedRows, ...]
+    on_device: tuple[bool, ...]
+
+
 @dataclass
 class Record:
     """Recorded rows, by pass. ``rows[i]`` maps input names of the step graph to [rows of the pass, N, C].
 
-    ``on_device`` says of each pass whether it lies in the backend's own memory, or waits in the host's.
+    ``on_device`` says of each pass whether it lies in the backend's own memory, or waits in the host's. Whoever changes
+    the record of an ``Inversion`` holds its lock; whoever runs steps reads a ``snapshot``.
     """
 
     passes: list[RecordPass] = field(default_factory=list)
@@ -45,7 +55,7 @@ class Record:
 
     @property
     def nbytes(self) -> int:
-        return sum(array.nbytes for rows in self.rows for array in rows.values())
+        return sum(array.nbytes for rows in tuple(self.rows) for array in rows.values())
 
     @property
     def levels(self) -> set[int]:
@@ -56,10 +66,18 @@ class Record:
         self.rows.append(rows)
         self.on_device.append(on_device)
 
+    def snapshot(self) -> Snapshot:
+        return Snapshot(tuple(self.rows), tuple(self.on_device))
+
+    def on_host(self) -> Record:
+        """A copy that no backend is needed for."""
+        rows: list[RecordedRows] = [_to_host(each) for each in self.rows]
+        return Record(list(self.passes), rows, [False] * len(rows))
+
     def move_to_host(self) -> None:
         """Leave a backend's memory, to be placed in another's."""
         for number, rows in enumerate(self.rows):
-            self.rows[number] = {name: HostArray(array.numpy()) for name, array in rows.items()}
+            self.rows[number] = _to_host(rows)
             self.on_device[number] = False
 
     def place(self, backend: Backend, resident: int, start: int = 0) -> None:
@@ -77,12 +95,12 @@ class Record:
 
 
 class Reader:
-    """A record while a plan runs: passes that wait on the host come back one ahead of the steps that read them.
+    """Recorded rows while a plan runs: passes that wait on the host come back one ahead of the steps that read them.
 
     ``reader[n]`` are the rows of pass n, the same arrays until another pass is asked for.
     """
 
-    def __init__(self, record: Record, plan: Plan, backend: Backend) -> None:
+    def __init__(self, record: Snapshot, plan: Plan, backend: Backend) -> None:
         self._record = record
         self._backend = backend
         used = list(dict.fromkeys(step.record for step in plan.steps if step.record is not None))
@@ -180,6 +198,29 @@ def passes_of(plan: Plan) -> tuple[RecordPass, ...]:
     )
 
 
+def make_passes(
+    graphs: Graphs,
+    record: Record,
+    plan: Plan,
+    trajectory: NumpyArray,
+    encoder_hidden_states: Array,
+    check: Callable[[], None],
+) -> None:
+    """Make the passes that a plan uses and a record lacks, and place all of them.
+
+    Args:
+        trajectory, encoder_hidden_states: see ``run_record_pass``.
+        check: called before each pass; what it raises leaves the record with the passes made so far.
+    """
+    resident = len(plan.passes) if plan.resident is None else plan.resident
+    record.place(graphs.backend, resident)
+    for made in plan.passes[len(record.passes) :]:
+        check()
+        # No name for the rows here: whoever holds them keeps their device memory from being used again.
+        record.append(made, run_record_pass(graphs, made, trajectory, encoder_hidden_states))
+        record.place(graphs.backend, resident, len(record.rows) - 1)
+
+
 def run_record_pass(
     graphs: Graphs, record: RecordPass, trajectory: NumpyArray, encoder_hidden_states: Array
 ) -> RecordedRows:
@@ -199,3 +240,7 @@ def run_record_pass(
             "timestep": np.array(record.timesteps, np.float32),
         }
     )
+
+
+def _to_host(rows: RecordedRows) -> RecordedRows:
+    return {name: HostArray(array.numpy()) for name, array in rows.items()}

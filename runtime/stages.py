@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from freeprompt.engines.session import Array, NumpyArray
+from freeprompt.errors import BackendError
 from freeprompt.runtime.graphs import Graphs
 
 
@@ -12,10 +13,32 @@ def ids_to_embeddings(graphs: Graphs, ids: NumpyArray) -> Array:
 
 
 def image_to_latents(graphs: Graphs, image: NumpyArray) -> Array:
-    """Image [B, 3, H, W] float32 in [-1, 1] to latents [B, C, h, w] float32: the posterior's mean, scaled."""
-    return graphs["vae_encoder"].run({"image": image})["latents"]
+    """Image [B, 3, H, W] float32 in [-1, 1] to latents [B, C, h, w] float32: the posterior's mean, scaled.
+
+    Raises:
+        BackendError: the graph failed, or gave latents of another size.
+    """
+    latents = graphs["vae_encoder"].run({"image": image})["latents"]
+    _check_sizes("vae_encoder", graphs, image.shape, latents.shape)
+    return latents
 
 
 def latents_to_image(graphs: Graphs, latents: Array | NumpyArray) -> Array:
-    """Latents [B, C, h, w] float32 to an image [B, 3, H, W] float32, about [-1, 1]."""
-    return graphs["vae_decoder"].run({"latents": latents})["image"]
+    """Latents [B, C, h, w] float32 to an image [B, 3, H, W] float32, about [-1, 1].
+
+    Raises:
+        BackendError: the graph failed, or gave an image of another size.
+    """
+    image = graphs["vae_decoder"].run({"latents": latents})["image"]
+    _check_sizes("vae_decoder", graphs, image.shape, latents.shape)
+    return image
+
+
+def _check_sizes(graph: str, graphs: Graphs, image: tuple[int, ...], latents: tuple[int, ...]) -> None:
+    """Height and width, which have names of their own on both sides of these graphs."""
+    scale = graphs.bundle.manifest.latents.scale
+    if image[2:] != tuple(scale * size for size in latents[2:]):
+        raise BackendError(
+            f"graph {graph} goes with an image of {image[3]}x{image[2]} and latents of {latents[3]}x{latents[2]}, the "
+            f"manifest says {scale} pixels for each; export the checkpoint again"
+        )

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
+# Before any test imports onnxruntime: it turns the library's telemetry off.
+import freeprompt  # noqa: F401
+
 ROOT = Path(__file__).parents[1]
-# The cost of threads that wait for each other on a busy machine is far above what two threads gain on models this
-# small.
+# On models this small threads that wait for each other cost far more than two threads gain.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # What runtimes have shown to compute right; not in the home of whoever runs the tests.
@@ -65,7 +67,8 @@ def tiny_checkpoint() -> Path:
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_checkpoint: Path) -> Path:
     """The bundle exported from ``tiny_checkpoint`` in float32 with every graph. Read-only: copy before changing it."""
-    sources = (ROOT / "export", ROOT / "tests" / "tiny.py", ROOT / "freeprompt" / "manifest.py")
+    contract = (ROOT / "freeprompt" / name for name in ("manifest.py", "signatures.py"))
+    sources = (ROOT / "export", ROOT / "tests" / "tiny.py", *contract)
     with cached_folder("bundle", *sources) as (folder, fill):
         if fill:
             from freeprompt.export.exporter import export_checkpoint

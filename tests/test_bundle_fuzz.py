@@ -61,15 +61,28 @@ def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
     return copy_bundle(tiny_bundle, tmp_path / "bundle")
 
 
+class Handle:
+    """A session to whoever opens it."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+
 @pytest.fixture
 def kept_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where graphs are not what is damaged, loading each anew for every case would be nearly all of the time."""
-    create, kept = ort.InferenceSession, dict[str, Any]()
+    create, kept = ort.InferenceSession, dict[bytes, Any]()
+    handles: list[Handle] = []
 
-    def cached(path: str, *args: Any, **kwargs: Any) -> Any:
-        if path not in kept:
-            kept[path] = create(path, *args, **kwargs)
-        return kept[path]
+    def cached(model: bytes, *args: Any, **kwargs: Any) -> Handle:
+        if model not in kept:
+            kept[model] = create(model, *args, **kwargs)
+        # Never let go: with the first handle of a session goes the memory of its weights.
+        handles.append(Handle(kept[model]))
+        return handles[-1]
 
     monkeypatch.setattr(ort, "InferenceSession", cached)
 

@@ -141,7 +141,7 @@ def test_invert_writes_the_trajectory(folder: Path, tiny_bundle: Path, capsys: C
 
 
 def test_inspect_prints_model_graphs_layers_parity_and_sizes(tiny_bundle: Path, capsys: Capture) -> None:
-    outcome = call(capsys, "inspect", tiny_bundle)
+    outcome = call(capsys, "inspect", tiny_bundle, "--all")
     assert (outcome.code, outcome.err) == (0, "")
     manifest = manifest_from_json((tiny_bundle / "manifest.json").read_bytes())
     for name, graph in manifest.graphs.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import Callable
 import pytest
 
 from freeprompt.files import file_to_sha256
-from freeprompt.manifest import Manifest, manifest_from_json, manifest_to_json
+from freeprompt.manifest import Manifest, Parity, manifest_from_json, manifest_to_json
 from tests.cli_runner import assert_fails, call, names, picture
 
 Capture = pytest.CaptureFixture[str]
@@ -171,3 +172,91 @@ def test_a_forged_file_is_told_when_it_is_used(copied: Path, damage: str, capsys
 def test_plan_checks_the_bundle_too(copied: Path, capsys: Capture) -> None:
     (copied / "unet.weights").unlink()
     assert_fails(call(capsys, "edit", "in.png", "a cat", "--bundle", copied, "--plan"), 1, "unet.weights")
+
+
+def test_inspect_is_a_screenful(tiny_bundle: Path, capsys: Capture) -> None:
+    outcome = call(capsys, "inspect", tiny_bundle)
+    assert (outcome.code, outcome.err) == (0, "")
+    lines = outcome.out.splitlines()
+    assert len(lines) <= 24, "a terminal's height"
+    manifest = manifest_from_json((tiny_bundle / "manifest.json").read_bytes())
+    said = dict(line.split(maxsplit=1) for line in lines)
+    assert said["model"] == manifest.model and said["precision"] == "float32, opset 18"
+    assert said["image"].startswith("64x64") and said["replaced"].startswith("layers 1-4 of 4 ")
+    assert said["graphs"] == ", ".join(manifest.graphs)
+    assert "4 of" not in said["fused"] and "8 MultiHeadAttention" in said["fused"]
+    parities = [
+        (parity.relative_l2 / graph.parity_threshold, parity.relative_l2)
+        for graph in manifest.graphs.values()
+        for parity in (*graph.parity, *(graph.fused.parity if graph.fused else ()))
+    ]
+    assert f"with PyTorch to {max(parities)[1]:.1e} relative L2 at worst" in said["agreement"]
+    assert said["built"].startswith("no engines")
+    assert "half" not in said, "the bundle is float32"
+    whole = call(capsys, "inspect", tiny_bundle, "--all").out
+    assert whole.startswith(outcome.out.rstrip("\n")) and len(whole.splitlines()) > 50
+
+
+def test_inspect_counts_what_was_built(copied: Path, capsys: Capture) -> None:
+    for name in ("tensorrt/step-1.engine", "tensorrt/step-1.json", "cuda/step-1.onnx", "cuda/record-1.onnx"):
+        path = copied / "engines" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    assert "1 TensorRT engines, 2 graphs prepared for CUDA" in call(capsys, "inspect", copied).out
+
+
+# Clear the screen, and the one-character form of the sequence's beginning; turn the line round; begin another.
+HOSTILE = "model\x1b[2J\x9b31m\u202e\nsecond line"
+
+
+@pytest.mark.parametrize("command", [("inspect",), ("inspect", "--all"), ("doctor",)], ids=" ".join)
+def test_a_terminal_obeys_nothing_that_a_manifest_says(copied: Path, command: tuple[str, ...], capsys: Capture) -> None:
+    """Notes are free text; whatever else has such characters is refused, and quoted as they are written."""
+    _edit_manifest(copied, lambda manifest: replace(manifest, notes={HOSTILE: HOSTILE}))
+    outcome = call(capsys, command[0], copied, *command[1:])
+    assert (outcome.code, outcome.err) == (0, "")
+    assert [c for c in outcome.out if not c.isprintable() and c != "\n"] == []
+    assert ("model\\x1b[2J\\x9b31m\\u202e\\nsecond line" in outcome.out) == (command[0] == "inspect")
+    as_json = call(capsys, command[0], copied, "--json").out
+    assert [c for c in as_json if not c.isprintable() and c != "\n"] == []
+    if command[0] == "inspect":
+        assert json.loads(as_json)["manifest"]["notes"] == {HOSTILE: HOSTILE}
+    _edit_manifest(copied, lambda manifest: replace(manifest, model=HOSTILE))
+    outcome = call(capsys, command[0], copied, *command[1:])
+    assert outcome.code == 1 and "characters that cannot be printed" in outcome.err
+    assert [c for c in outcome.out + outcome.err if not c.isprintable() and c != "\n"] == []
+
+
+def test_a_terminal_obeys_nothing_that_a_build_says(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    parity = Parity(HOSTILE, 0.0, 0.0)
+    monkeypatch.setattr("freeprompt.engines.select.create_backend", lambda name: None)
+    monkeypatch.setattr("freeprompt.engines.ort_tensorrt.warm_bundle", lambda *arguments: iter([parity]))
+    outcome = call(capsys, "build", tiny_bundle, "--backend", "ort-tensorrt")
+    assert outcome.code == 0, outcome.err
+    assert [c for c in outcome.out if not c.isprintable() and c != "\n"] == [] and "\\x1b[2J" in outcome.out
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_doctor_says_what_is_wrong_with_a_bundle_and_all_the_rest(copied: Path, damage: str, capsys: Capture) -> None:
+    harm, words = DAMAGES[damage]
+    harm(copied)
+    outcome = call(capsys, "doctor", copied)
+    assert outcome.code == 1
+    assert outcome.err.startswith("freeprompt: error: ") and outcome.err.count("\n") == 1
+    if not words.startswith("freeprompt"):
+        assert words in outcome.err
+    (line,) = (line for line in outcome.out.splitlines() if line.startswith("bundle "))
+    assert line.startswith("bundle        cannot be used: ")
+    assert "--backend auto takes " in outcome.out, "the machine is reported all the same"
+    outcome = call(capsys, "doctor", copied, "--json")
+    assert outcome.code == 1 and json.loads(outcome.out)["bundle"]["problem"]
+
+
+def test_a_checkpoint_is_no_bundle_but_can_become_one(tiny_checkpoint: Path, capsys: Capture) -> None:
+    advice = f"export it first, with freeprompt export {tiny_checkpoint} -o "
+    outcome = call(capsys, "doctor", tiny_checkpoint)
+    assert outcome.code == 1
+    assert advice in outcome.err and advice in outcome.out
+    assert_fails(call(capsys, "inspect", tiny_checkpoint), 1, advice)

@@ -36,7 +36,7 @@ def edit_json(path: Path, **changes: Any) -> None:
 
 
 def test_layer_table_of_stable_diffusion_15() -> None:
-    """design.md, 1 and 3: the table, what a row costs, and the share of it before the last replaced layer."""
+    """The table, what a row costs, and the share of it before the last replaced layer."""
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(UNET)
     found = unet_to_architecture(unet, 64, 64)
@@ -54,7 +54,7 @@ def test_layer_table_of_stable_diffusion_15() -> None:
     assert {layer.heads for layer in found.layers} == {8}
     assert len(found.cross_layers) == 16
     assert round(found.macs / 1e9) == 402
-    # design.md's 0.695 counts the queries and keys of layer 13; what is recorded are the hidden states before them.
+    # Counted with the queries and keys of layer 13; what is recorded are the hidden states before them.
     queries_and_keys = 2 * 1024 * 640 * 640
     assert (found.macs_before[12] + queries_and_keys) / found.macs == pytest.approx(0.695, abs=5e-4)
 

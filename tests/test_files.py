@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from freeprompt import files
 from freeprompt.errors import FreePromptError, OutputError
-from freeprompt.files import atomic_folder, atomic_path, file_to_sha256
+from freeprompt.files import atomic_folder, atomic_path, file_to_sha256, read_regular
 
 INTERRUPTIONS = [KeyboardInterrupt(), ValueError("bug"), SystemExit(3), FreePromptError("known")]
 
@@ -171,9 +172,11 @@ def test_interrupted_overwriting_keeps_the_old(tmp_path: Path, interruption: Bas
 def test_overwriting_failing_at_the_last_rename_keeps_the_old(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interruption: BaseException
 ) -> None:
+    """Where the system cannot exchange two names."""
     target = old_bundle(tmp_path)
     replace = Path.replace
     failures = [interruption]
+    monkeypatch.setattr(files, "exchange", lambda one, other: False)
 
     def failing(self: Path, to: Path) -> Path:
         # The first rename moves the old away; the one that puts the new in its place fails, once.
@@ -187,3 +190,81 @@ def test_overwriting_failing_at_the_last_rename_keeps_the_old(
     assert not failures
     assert names(target) == ["old"]
     assert names(tmp_path) == ["bundle"]
+
+
+@pytest.mark.parametrize(
+    "interruption",
+    [OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt()],
+    ids=["disk", "^C"],
+)
+def test_overwriting_failing_at_the_exchange_keeps_the_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interruption: BaseException
+) -> None:
+    target = old_bundle(tmp_path)
+
+    def failing(one: Path, other: Path) -> bool:
+        raise interruption
+
+    monkeypatch.setattr(files, "exchange", failing)
+    with pytest.raises((OutputError, KeyboardInterrupt)), atomic_folder(target, True) as folder:
+        (folder / "new").write_bytes(b"new")
+    assert names(target) == ["old"]
+    assert names(tmp_path) == ["bundle"]
+
+
+def test_a_file_is_not_overwritten_by_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "bundle").write_bytes(b"mine")
+    with (
+        pytest.raises(OutputError, match="bundle exists and is not a folder"),
+        atomic_folder(tmp_path / "bundle", True),
+    ):
+        pytest.fail("the block must not run")
+    assert (tmp_path / "bundle").read_bytes() == b"mine"
+
+
+def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[tuple[str, int]] = []
+    sync, replace = os.fsync, Path.replace
+
+    def recorded_sync(descriptor: int) -> None:
+        events.append(("sync", os.fstat(descriptor).st_ino))
+        sync(descriptor)
+
+    def recorded_replace(self: Path, to: Path) -> Path:
+        events.append(("rename", self.stat().st_ino))
+        return replace(self, to)
+
+    monkeypatch.setattr(os, "fsync", recorded_sync)
+    monkeypatch.setattr(Path, "replace", recorded_replace)
+    parent = tmp_path.stat().st_ino
+    with atomic_path(tmp_path / "file") as path:
+        path.write_bytes(b"x")
+    file = (tmp_path / "file").stat().st_ino
+    assert events == [("sync", file), ("rename", file), ("sync", parent)]
+    events.clear()
+    with atomic_folder(tmp_path / "bundle") as folder:
+        (folder / "sub").mkdir()
+        (folder / "a").write_bytes(b"a")
+        (folder / "sub" / "b").write_bytes(b"b")
+    made = {("sync", (tmp_path / "bundle" / name).stat().st_ino) for name in ("", "a", "sub", "sub/b")}
+    top = (tmp_path / "bundle").stat().st_ino
+    assert set(events[:-2]) == made and events[-2:] == [("rename", top), ("sync", parent)]
+
+
+def test_only_regular_files_of_a_bounded_size_are_read(tmp_path: Path) -> None:
+    file, link, pipe = tmp_path / "file", tmp_path / "link", tmp_path / "pipe"
+    file.write_bytes(b"12345")
+    link.symlink_to("file")
+    os.mkfifo(pipe)
+    assert read_regular(file, 5) == read_regular(link, 5) == b"12345"
+    with pytest.raises(OSError, match="larger than 4 bytes"):
+        read_regular(file, 4)
+    with pytest.raises(OSError, match="it is a link"):
+        read_regular(link, 5, follow_links=False)
+    for special in (pipe, Path("/dev/zero")):
+        with pytest.raises(OSError, match="not a regular file"):
+            read_regular(special, 1 << 30)
+    with pytest.raises(IsADirectoryError):
+        read_regular(tmp_path, 5)
+    with pytest.raises(FileNotFoundError):
+        read_regular(tmp_path / "none", 5)

@@ -204,10 +204,16 @@ def test_the_export_holds_what_was_measured(overflowing_bundle: Path, capsys: py
     for name, graph in manifest.graphs.items():
         # ONNX Runtime has shown that they are finite; above zero, since half of something is rounded everywhere.
         assert all(0 < parity.relative_l2 < THRESHOLDS["float16"] for parity in graph.parity), name
-    outcome = call(capsys, "inspect", overflowing_bundle)
+    outcome = call(capsys, "inspect", overflowing_bundle, "--all")
     assert outcome.code == 0
     for part in (*kept, ("unet", LOGITS)):
         assert f"float32: {'.'.join(part)}" in outcome.out
+    # In short it is a line: the largest of each, and what stays float32.
+    (line,) = (
+        line for line in call(capsys, "inspect", overflowing_bundle).out.splitlines() if line.startswith("half ")
+    )
+    assert f"{LIMIT:g} allowed" in line and f"attention logit {max(half.logits.values()):.4g}" in line
+    assert all(".".join(part) in line for part in kept)
 
 
 def test_gelu_is_fused_in_half_precision_too(overflowing_bundle: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from freeprompt.bundle import Bundle
 from freeprompt.engines import onnxruntime_library
@@ -17,6 +19,7 @@ from freeprompt.engines.onnxruntime_backend import OnnxRuntimeBackend
 from freeprompt.engines.select import create_backend
 from freeprompt.errors import BackendError, BundleError, UsageError
 from tests.damage import Json, copy_bundle, edit_manifest, rehash
+from tests.engines.test_external_data import write
 
 Feeds = dict[str, Any]
 
@@ -181,23 +184,97 @@ def test_a_file_that_is_no_graph(tiny_bundle: Path, tmp_path: Path, data: bytes)
         OnnxRuntimeBackend("cpu").open(Bundle.open(folder), "text_encoder")
 
 
-def rename_input(manifest: Json) -> None:
-    graph = manifest["graphs"]["vae_encoder"]
-    graph["inputs"][0]["name"] = "picture"
-    graph["known_answer"]["inputs"]["picture"] = graph["known_answer"]["inputs"].pop("image")
+def text_encoder(
+    output: str = "encoder_hidden_states", kind: int = TensorProto.FLOAT, tiles: Any = (1, 1, 32)
+) -> bytes:
+    """A graph that repeats the ids to its output; ``tiles`` says how often along each axis."""
+    ids = helper.make_tensor_value_info("input_ids", TensorProto.INT32, ["texts", 77])
+    out = helper.make_tensor_value_info(output, kind, ["a", "b", "c"][: len(tiles)])
+    axes = numpy_helper.from_array(np.array(range(2, len(tiles))), "axes")
+    nodes = [
+        helper.make_node("Cast", ["input_ids"], ["cast"], to=kind),
+        helper.make_node("Unsqueeze", ["cast", "axes"], ["wide"]) if len(tiles) > 2 else None,
+        helper.make_node("Tile", ["wide" if len(tiles) > 2 else "cast", "tiles"], [output]),
+    ]
+    constants = [axes, numpy_helper.from_array(np.array(tiles), "tiles")]
+    graph = helper.make_graph([node for node in nodes if node], "g", [ids], [out], constants)
+    model: bytes = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9
+    ).SerializeToString()
+    return model
 
 
-def retype_input(manifest: Json) -> None:
-    manifest["graphs"]["vae_encoder"]["inputs"][0]["dtype"] = "float16"
+def test_outputs_that_are_the_manifests(tiny_bundle: Path, tmp_path: Path) -> None:
+    folder = write(tiny_bundle, tmp_path / "bundle", text_encoder())
+    session = OnnxRuntimeBackend("cpu", threads=1).open(Bundle.open(folder), "text_encoder")
+    got = session.run({"input_ids": np.ones((2, 77), np.int32)})["encoder_hidden_states"]
+    np.testing.assert_array_equal(got.numpy(), np.ones((2, 77, 32), np.float32))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: text_encoder("hidden_states"),
+        lambda: text_encoder(kind=TensorProto.DOUBLE),
+        lambda: text_encoder(kind=TensorProto.FLOAT16),
+        lambda: text_encoder(tiles=(1, 32)),
+    ],
+    ids=["name", "dtype", "precision", "rank"],
+)
+def test_outputs_that_are_others_are_refused_when_a_graph_is_opened(
+    tiny_bundle: Path, tmp_path: Path, model: Callable[[], bytes]
+) -> None:
+    folder = write(tiny_bundle, tmp_path / "bundle", model())
+    with pytest.raises(BackendError, match=r"graph text_encoder has outputs .*the manifest says"):
+        OnnxRuntimeBackend("cpu").open(Bundle.open(folder), "text_encoder")
+
+
+@pytest.mark.parametrize("tiles", [(1, 1, 31), (2, 1, 32), (1, 32, 32), (0, 1, 32)])
+def test_results_of_other_shapes_are_refused(tiny_bundle: Path, tmp_path: Path, tiles: tuple[int, ...]) -> None:
+    folder = write(tiny_bundle, tmp_path / "bundle", text_encoder(tiles=tiles))
+    session = OnnxRuntimeBackend("cpu", threads=1).open(Bundle.open(folder), "text_encoder")
+    shape = tuple(size * tile for size, tile in zip((2, 77, 1), tiles))
+    message = re.escape(f"gave encoder_hidden_states as float32 of shape {shape}, the manifest says float32 [2,77,32]")
+    with pytest.raises(BackendError, match=message):
+        session.run({"input_ids": np.ones((2, 77), np.int32)})
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "[ONNXRuntimeError] : 1 : FAIL : Failed to allocate memory for requested buffer of size 99",
+        "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Exception during initialization: std::bad_alloc",
+        "CUDA error: out of memory",
+    ],
+)
+def test_what_to_do_where_memory_is_short(said: str) -> None:
+    """On a CPU nobody can close programs on the GPU."""
+    on_cpu = str(onnxruntime_library.failure("step", RuntimeError(said), on_cpu=True))
+    assert "this machine has not enough memory" in on_cpu and "close other programs" in on_cpu
+    assert "GPU" not in on_cpu
+    assert "the GPU has not enough memory" in str(onnxruntime_library.failure("step", RuntimeError(said)))
+    assert "not enough memory" in str(onnxruntime_library.failure("step", MemoryError(), on_cpu=True))
+    assert "memory" not in str(onnxruntime_library.failure("step", RuntimeError("other"), on_cpu=True))
+
+
+def test_a_cpu_without_memory_is_told_of_no_gpu(session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:
+        def run(self, *args: Any) -> Any:
+            raise RuntimeError("Failed to allocate memory for requested buffer of size 1099511627776")
+
+    monkeypatch.setattr(session, "_session", Full())
+    with pytest.raises(BackendError, match="this machine has not enough memory"):
+        session.run({"input_ids": np.zeros((1, 77), np.int32)})
 
 
 def another_graph(manifest: Json) -> None:
-    manifest["graphs"]["vae_encoder"]["fused"]["file"] = "vae_decoder.fused.onnx"
+    encoder, decoder = (manifest["graphs"][name]["fused"] for name in ("vae_encoder", "vae_decoder"))
+    encoder["file"], decoder["file"] = decoder["file"], encoder["file"]
 
 
-@pytest.mark.parametrize("edit", [rename_input, retype_input, another_graph])
-def test_manifest_that_describes_another_graph(tiny_bundle: Path, tmp_path: Path, edit: Callable[[Json], None]) -> None:
+def test_manifest_that_describes_another_graph(tiny_bundle: Path, tmp_path: Path) -> None:
+    """What a manifest says of a graph is compared with the model's constants; here each is that of the other's file."""
     folder = copy_bundle(tiny_bundle, tmp_path / "bundle")
-    edit_manifest(folder, edit)
+    edit_manifest(folder, another_graph)
     with pytest.raises(BackendError, match=r"graph vae_encoder has inputs .*the manifest says"):
         OnnxRuntimeBackend("cpu").open(Bundle.open(folder), "vae_encoder")

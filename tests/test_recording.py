@@ -271,7 +271,7 @@ def stable_diffusion_15(manifest: Manifest) -> Manifest:
 
 
 def test_record_bytes_at_stable_diffusion_15s_size(editor: Editor) -> None:
-    """Half of what q and k would take (20 MB, shared/design.md, 2): one tensor of C channels a layer."""
+    """Half of the 20 MB that q and k would take: one tensor of C channels a layer."""
     manifest = stable_diffusion_15(editor.manifest)
     expected = 2 * (5 * 1024 * 640 + 5 * 256 * 1280 + 64 * 1280)
     assert record_row_bytes(manifest, 64, 64) == expected == 9_994_240

@@ -21,7 +21,7 @@ from freeprompt.manifest import LayerSpec
 from freeprompt.runtime.arguments import choices_to_settings
 from freeprompt.runtime.settings import EditSettings, choice_to_layers
 
-# The table of Stable Diffusion 1.5 (design.md, 1).
+# Stable Diffusion 1.5's self-attention layers.
 LEVELS = (0, 0, 1, 1, 2, 2, 3, 2, 2, 2, 1, 1, 1, 0, 0, 0)
 LAYERS = tuple(
     LayerSpec(number, f"layer {number}", level, 4096 >> 2 * level, 8, 320, level > 0)

@@ -191,7 +191,7 @@ def main() -> None:
     parser.add_argument("--replicas", type=int, default=1, help="processes (unet only)")
     parser.add_argument("--every", type=float, default=180.0, help="seconds between checkpoints")
     parser.add_argument("--score-every", type=int, default=20_000, help="samples; 0 is never")
-    parser.add_argument("--compile", action="store_true", help="minutes at first, then 10 % faster")
+    parser.add_argument("--compile", action="store_true", help="minutes at first, then 10 %% faster")
     options = parser.parse_args()
     if options.part == "vae" and (options.start_from or options.replicas > 1):
         parser.error("--start-from and --replicas are of unet only")

@@ -24,7 +24,7 @@ ROWS = (1, 2, 3, 4, 6, 8)
 PROMPT = "a red cat"
 PARITY_STEPS = 10
 # Relative L2 against PyTorch in float32. One step: what the export allows. Ten steps with guidance 7.5 multiply the
-# error of each; how far is measured, the bound is a guess that a wrong kernel exceeds.
+# error of each; the bound is one that a wrong kernel exceeds.
 STEP_BOUND = {"float32": 1e-3, "float16": 2e-2}
 EDIT_BOUND = {"float32": 1e-2, "float16": 2e-1}
 

@@ -42,10 +42,6 @@ class Results:
             print(f"{self._path.stem}: {name}: {_short(value)}", flush=True)
         return self._items[name]
 
-    @property
-    def failed(self) -> bool:
-        return any("error" in value for value in self._items.values())
-
 
 def machine_facts() -> dict[str, Any]:
     """Device, driver, clocks and versions."""

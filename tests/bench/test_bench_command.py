@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from freeprompt import Editor
-from freeprompt.benchreport import comparison_to_text, differences, read_report
+from freeprompt.benchreport import MAX_BYTES, comparison_to_text, differences, read_report, too_few
 from freeprompt.clibench import BenchSettings, run_bench
 from freeprompt.errors import UsageError
 from tests.cli_runner import assert_fails, call
@@ -71,8 +72,11 @@ def test_command_prints_writes_and_compares(tmp_path: Path, tiny_bundle: Path, c
     assert read_report(tmp_path / "a.json")["settings"]["steps"] == 2
     outcome = call(capsys, "bench", *options, "--compare", tmp_path / "a.json")
     assert outcome.code == 0, outcome.err
-    assert "unclear" in outcome.out or "same" in outcome.out
+    assert "unclear" in outcome.out
     assert "not alike" not in outcome.out
+    advice = "1 edits against the old run's 1 cannot show a difference at this level: make the old run again, both with"
+    assert outcome.err.startswith(f"freeprompt: warning: {advice} --edits 7 or more")
+    assert advice in outcome.out.splitlines()[-1]
 
 
 def test_what_differs_besides_time_is_told(report: dict[str, Any]) -> None:
@@ -84,13 +88,70 @@ def test_what_differs_besides_time_is_told(report: dict[str, Any]) -> None:
     assert "settings.steps 7 -> 5" in comparison_to_text(changed, report)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"kind": "freeprompt bench", "format": 99, "samples": {}}', "\0"])
-def test_other_files_are_refused(tmp_path: Path, content: str) -> None:
-    (tmp_path / "old.json").write_text(content)
+HEAD = '"machine": {}, "threads": {}, "bundle": {}, "settings": {}'
+GOOD = f'{{"kind": "freeprompt bench", "format": 1, "samples": {{"a": [1, 2.5]}}, {HEAD}}}'
+DAMAGED = {
+    "empty": "",
+    "a list": "[]",
+    "an empty object": "{}",
+    "a NUL": "\0",
+    "cut": GOOD[:-9],
+    "of another kind": GOOD.replace("freeprompt bench", "other"),
+    "of another format": GOOD.replace('"format": 1', '"format": 99'),
+    "nested deeply": "[" * 200_000,
+    "nested deeply within": GOOD.replace('"machine": {}', '"machine": ' + '{"a": ' * 100_000),
+    "not numbers": GOOD.replace("[1, 2.5]", '["1"]'),
+    "text for samples": GOOD.replace("[1, 2.5]", '"12"'),
+    "no number": GOOD.replace("2.5", "NaN"),
+    "endless": GOOD.replace("2.5", "1e999"),
+    "absurd": GOOD.replace("2.5", "1e300"),
+    "before it began": GOOD.replace("2.5", "-2.5"),
+    "a list for a machine": GOOD.replace('"machine": {}', '"machine": []'),
+    "text for a device": GOOD.replace('"threads"', '"device": "gpu", "threads"'),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_other_files_are_refused(tmp_path: Path, damage: str) -> None:
+    (tmp_path / "old.json").write_text(DAMAGED[damage])
     with pytest.raises(UsageError, match="not a result"):
         read_report(tmp_path / "old.json")
-    with pytest.raises(UsageError, match="cannot read"):
-        read_report(tmp_path / "missing.json")
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "good.json").write_text(GOOD)
+    assert read_report(tmp_path / "good.json")["samples"] == {"a": [1, 2.5]}
+    pipe = tmp_path / "pipe.json"
+    os.mkfifo(pipe)
+    for path in (tmp_path / "missing.json", tmp_path, pipe, Path("/dev/zero"), tmp_path / "nul\0.json"):
+        with pytest.raises(UsageError, match="cannot read"):
+            read_report(path)
+    with (tmp_path / "huge.json").open("wb") as file:
+        file.truncate(MAX_BYTES + 1)  # sparse
+    with pytest.raises(UsageError, match="not a result"):
+        read_report(tmp_path / "huge.json")
+
+
+def test_too_few_edits_are_told_with_how_many_it_takes(report: dict[str, Any]) -> None:
+    old = {**report, "samples": {str(n): [1.0] * 5 for n in range(11)}}
+    said = "5 edits against the old run's 5 cannot show a difference at this level: use --edits 10 or more, or "
+    assert too_few(old, 5) == f"{said}make the old run again, both with --edits 7 or more"
+    assert too_few(old, 9) is not None and too_few(old, 10) is None
+    enough = {**report, "samples": {str(n): [1.0] * 20 for n in range(11)}}
+    assert too_few(enough, 3) == (
+        "3 edits against the old run's 20 cannot show a difference at this level: use --edits 4 or more"
+    )
+    assert "no figure" in str(too_few({**report, "samples": {}}, 10))
+    assert "no figure" in comparison_to_text({**report, "samples": {"other": [1.0]}}, report)
+
+
+def test_a_terminal_obeys_nothing_that_a_file_says(report: dict[str, Any]) -> None:
+    old = json.loads(json.dumps(report))
+    old["machine"]["processor"] = "\x1b[2Jfast\n"
+    old["samples"] = {"\x1b[31mrow": [1.0]}
+    new = {**report, "samples": {"\x1b[31mrow": [1.0]}}
+    text = comparison_to_text(old, new)
+    assert "\x1b" not in text and "\\x1b[2Jfast\\n" in text and "\\x1b[31mrow" in text
 
 
 def test_wrong_use_is_told_before_the_work(tmp_path: Path, tiny_bundle: Path, capsys: Capture) -> None:

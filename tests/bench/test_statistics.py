@@ -3,11 +3,30 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
+from collections.abc import Sequence
 
 import pytest
 
-from freeprompt.benchstats import compare, compare_one, drift, mann_whitney, percentile, summarise
+from freeprompt.benchstats import (
+    FALSE_ALARMS,
+    Comparison,
+    compare,
+    drift,
+    holm,
+    least_p,
+    mann_whitney,
+    needed,
+    needed_of_both,
+    percentile,
+    summarise,
+)
+
+
+def compare_one(old: Sequence[float], new: Sequence[float]) -> Comparison:
+    (found,) = compare({"a": old}, {"a": new})
+    return found
 
 
 def test_percentiles_and_spread() -> None:
@@ -57,9 +76,9 @@ def test_false_alarms_are_as_rare_as_stated() -> None:
 def test_a_change_beyond_the_noise_is_found() -> None:
     generator = random.Random(3)
     old = [generator.gauss(1, 0.02) for _ in range(12)]
-    assert compare_one("a", old, [1.2 * x for x in old]).verdict == "slower"
-    assert compare_one("a", old, [0.8 * x for x in old]).verdict == "faster"
-    assert compare_one("a", old, [1.01 * x for x in old]).verdict == "same"
+    assert compare_one(old, [1.2 * x for x in old]).verdict == "slower"
+    assert compare_one(old, [0.8 * x for x in old]).verdict == "faster"
+    assert compare_one(old, [1.01 * x for x in old]).verdict == "same"
 
 
 def test_a_drifting_run_is_not_trusted_with_small_changes() -> None:
@@ -68,12 +87,56 @@ def test_a_drifting_run_is_not_trusted_with_small_changes() -> None:
     assert drift(warming) == 0.0, "its halves have the same median"
     cooling = [1.25] * 5 + [1.1] * 5
     assert drift(cooling) > 0.1
-    assert compare_one("a", old, cooling).verdict == "same"
+    assert compare_one(old, cooling).verdict == "same"
 
 
-def test_too_few_samples_are_said_to_be_too_few() -> None:
-    assert compare_one("a", [1.0, 1.1, 1.0], [2.0, 2.1, 2.0]).verdict == "unclear"
+def test_holm_is_the_closed_test_of_bonferroni() -> None:
+    """By the definition: a figure is found if dividing by their number finds every set of figures that holds it."""
+    generator = random.Random(4)
+    for count in (1, 2, 3, 5):
+        values = [generator.random() ** 3 for _ in range(count)]
+        sets = [s for size in range(1, count + 1) for s in itertools.combinations(range(count), size)]
+        for index, found in enumerate(holm(values)):
+            worst = max(min(1.0, len(s) * min(values[i] for i in s)) for s in sets if index in s)
+            assert found == pytest.approx(worst)
+    assert holm([]) == []
+
+
+def test_samples_of_another_order_cannot_hide_behind_ties_or_numbers() -> None:
+    """The least p is that of samples that do not overlap, exact for few as for many."""
+    for n, m in ((2, 2), (5, 5), (7, 7), (3, 60), (12, 12)):
+        low, high = [float(x) for x in range(n)], [100.0 + x for x in range(m)]
+        assert mann_whitney(low, high) == pytest.approx(least_p(n, m)) == pytest.approx(2 / math.comb(n + m, n))
+
+
+@pytest.mark.parametrize("figures", [1, 10, 11])
+def test_what_is_needed_is_enough_and_one_less_is_not(figures: int) -> None:
+    """Judged by the comparison itself, of samples ten times as long."""
+
+    def verdicts(before: int, after: int) -> set[str]:
+        old = {str(figure): [1.0 + 0.001 * n for n in range(before)] for figure in range(figures)}
+        new = {str(figure): [10.0 + 0.001 * n for n in range(after)] for figure in range(figures)}
+        return {one.verdict for one in compare(old, new)}
+
+    for before in (3, 5, 10, 20):
+        after = needed(before, figures)
+        assert after is not None
+        assert (verdicts(before, after), verdicts(before, after - 1)) == ({"slower"}, {"unclear"})
+    both = needed_of_both(figures)
+    assert (verdicts(both, both), verdicts(both - 1, both - 1)) == ({"slower"}, {"unclear"})
+    if figures > 1:
+        assert both == 7 and needed(1, figures) is None
+        assert least_p(5, 5) * figures > FALSE_ALARMS, "five edits are too few"
+
+
+def test_a_large_change_that_is_not_certain_is_unclear() -> None:
+    old = [1.0 + 0.01 * n for n in range(10)]
+    assert compare_one(old, [0.9, 1.25, 1.3, 0.95, 1.27, 1.31, 0.92, 1.26, 1.29, 1.28]).verdict == "unclear"
+
+
+def test_nothing_in_common() -> None:
     assert compare({"a": [1.0]}, {"b": [1.0]}) == []
+    assert compare_one([1.0], [1.0]).verdict == "unclear", "one sample shows no likeness either"
 
 
 def test_no_samples() -> None:

@@ -6,13 +6,14 @@ the real bindings.
 
 from __future__ import annotations
 
+import base64
 import ctypes
 import json
 from enum import IntEnum
-from pathlib import Path
 from typing import Any, Callable
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 
 from tests.engines.fake_cuda import MAIN, FakeCudart
@@ -68,7 +69,6 @@ class FakeTensorRT:
         times: layers and milliseconds that a profiler is told of after each run.
         distort: applied to every output, for engines that are wrong.
         breaks_capture: the engine does something that cannot be recorded.
-        streamable: bytes of weights that can be streamed.
     """
 
     def __init__(self, version: str, cuda: FakeCudart) -> None:
@@ -83,7 +83,6 @@ class FakeTensorRT:
         self.times: list[tuple[str, float]] = []
         self.distort: Callable[[Any], Any] = lambda values: values
         self.breaks_capture = False
-        self.streamable = 0
         self.gpu = True
         self.builds = 0
         self.contexts = 0
@@ -101,7 +100,7 @@ class FakeTensorRT:
         self.TacticSource = enum("TacticSource", {"EDGE_MASK_CONVOLUTIONS": 3, "JIT_CONVOLUTIONS": 4})
         if modern:
             self.NetworkDefinitionCreationFlag = enum("NetworkDefinitionCreationFlag", {"STRONGLY_TYPED": 1})
-            self.BuilderFlag = enum("BuilderFlag", {"TF32": 7, "WEIGHT_STREAMING": 20})
+            self.BuilderFlag = enum("BuilderFlag", {"TF32": 7})
             self.IProgressMonitor = BaseMonitor
             strategies = {"STATIC": 0, "USER_MANAGED": 2}
             self.ExecutionContextAllocationStrategy = enum("ExecutionContextAllocationStrategy", strategies)
@@ -140,7 +139,7 @@ class Builder:
             assert monitor.step_complete("Building", 0)
             monitor.phase_finish("Building")
         profiles = config.profiles or [{e.name: [e.shape] * 3 for e in network.entries}]
-        engine = {"path": network.path, "version": trt.__version__, "profiles": profiles}
+        engine = {"model": base64.b64encode(network.model).decode(), "version": trt.__version__, "profiles": profiles}
         return json.dumps(engine).encode()
 
 
@@ -151,7 +150,7 @@ class Entry:
 
 class Network:
     def __init__(self) -> None:
-        self.path = ""
+        self.model = b""
         self.entries: list[Entry] = []
 
     @property
@@ -191,7 +190,8 @@ class OnnxParser:
         if self._trt.parser_errors:
             return False
         session = open_onnx(path)
-        self._network.path = path
+        # With its weights: an engine needs no other file.
+        self._network.model = onnx.load(path).SerializeToString()
         self._network.entries = [
             Entry(v.name, tuple(d if isinstance(d, int) else -1 for d in v.shape)) for v in session.get_inputs()
         ]
@@ -262,16 +262,13 @@ class FakeEngine:
     def __init__(self, trt: FakeTensorRT, engine: Any) -> None:
         self._trt = trt
         self.profiles = engine["profiles"]
-        self.session = open_onnx(engine["path"])
+        self.session = open_onnx(base64.b64decode(engine["model"]))
         self._tensors = [(v.name, TensorIOMode.INPUT, NAMES[v.type]) for v in self.session.get_inputs()]
         self._tensors += [(v.name, TensorIOMode.OUTPUT, NAMES[v.type]) for v in self.session.get_outputs()]
         self.num_io_tensors = len(self._tensors)
         self.num_optimization_profiles = len(self.profiles)
-        self.budget: int | None = None
         if trt.modern:
             self.device_memory_size_v2 = SCRATCH_BYTES
-            self.streamable_weights_size = trt.streamable
-            self.weight_streaming_budget_v2 = 0
             self.create_execution_context = lambda strategy: FakeContext(trt, self, strategy.name)
         else:
             self.device_memory_size = SCRATCH_BYTES
@@ -382,9 +379,8 @@ def read(cuda: FakeCudart, address: int, shape: tuple[int, ...], dtype: np.dtype
     return result
 
 
-def open_onnx(path: str) -> Any:
+def open_onnx(model: str | bytes) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
-    assert Path(path).is_file()
-    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])

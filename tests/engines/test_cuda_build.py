@@ -229,10 +229,28 @@ def test_another_export_of_the_weights_is_another_graph(bundle: Bundle, rewritte
     prepare(bundle, rewritten, "step")
     for changed, refused in (("unet.weights", True), ("step.fused.onnx", True), ("step.onnx", False)):
         files = tuple(replace(f, sha256="0" * 64) if f.path == changed else f for f in bundle.manifest.files)
-        other = Bundle(bundle.path, replace(bundle.manifest, files=files), bundle.sha256)
+        other = replace(bundle, manifest=replace(bundle.manifest, files=files))
         reason = "it was prepared from another version of the graph or its weights" if refused else "None"
         assert refusals(other) == [reason], changed
         assert (store_of(other).model("step") is None) == refused
+
+
+def test_the_graph_that_was_checked_is_rewritten(bundle: Bundle, rewritten: Fused) -> None:
+    """The library reads by path: a copy of what the bundle held when it was opened."""
+    opened = Bundle.open(bundle.path)
+    names = ("vae_decoder.fused.onnx", "vae_decoder.weights")
+    held = {name: opened.read(name) for name in names}
+    for name in names:
+        (bundle.path / name).write_bytes(b"something else")
+    seen: list[dict[str, bytes]] = []
+
+    def fuse(path: Path, graph: str) -> CudaGraph:
+        seen.append({file.name: file.read_bytes() for file in path.parent.iterdir()})
+        return rewritten(graph)
+
+    (done,) = prepare_bundle(opened, SHAPES, CpuBackend(), store_of(opened), ("vae_decoder",), fuse=fuse)
+    assert seen == [held]
+    assert done.how == "prepared"
 
 
 def test_a_write_that_is_cut_off_leaves_no_graph(bundle: Bundle, rewritten: Fused) -> None:
@@ -265,8 +283,9 @@ def test_the_cuda_backend_opens_what_was_prepared(
     prepare(bundle, rewritten, "step", device="")
     models: list[bytes | None] = []
     monkeypatch.setattr(onnxruntime_backend, "check_available", lambda name: None)
-    monkeypatch.setattr(onnxruntime_backend, "open_session", lambda *args: models.append(args[-1]))
+    monkeypatch.setattr(onnxruntime_backend, "open_session", lambda *args: models.append(args[6]))
     monkeypatch.setattr(OnnxRuntimeSession, "__init__", lambda self, *args: None)
+    monkeypatch.setattr(onnxruntime_backend, "verify_session", lambda *args: None)
     OnnxRuntimeBackend("cuda").open(bundle, "step")
     OnnxRuntimeBackend("cuda", prepared=False).open(bundle, "step")
     OnnxRuntimeBackend("cuda", fused=False).open(bundle, "step")

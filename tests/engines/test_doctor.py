@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from freeprompt.bundle import Bundle
 from freeprompt.clibenchmeter import MeteredBackend, rows_by_graph
-from freeprompt.engines import doctor, select
+from freeprompt.engines import doctor, footprint, onnxruntime_backend, select
 from freeprompt.engines.cuda_runtime import CudaRuntime, DeviceInfo
 from freeprompt.engines.fake import FakeBackend
 from freeprompt.engines.ort_tensorrt import warm_bundle
@@ -155,3 +156,79 @@ def test_no_device() -> None:
         CudaRuntime(FakeCudart(devices=0))
     with pytest.raises(BackendError, match="there is no GPU 3; CUDA sees 1"):
         CudaRuntime(FakeCudart(), device=3)
+
+
+def test_a_bundle_is_reported_with_its_graphs_and_its_weights(tiny_bundle: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    report = doctor.examine(bundle)
+    about = report.bundle
+    assert about is not None and about.problem is None
+    assert (about.sha256, about.model, about.precision) == (bundle.sha256, bundle.manifest.model, "float32")
+    assert about.forms == dict.fromkeys(bundle.manifest.graphs, "standard and fused")
+    text = "\n".join(doctor.report_to_lines(report))
+    assert f"{tiny_bundle}: whole, every file has the SHA-256" in text
+    assert "64x64, float32" in text and "step_recording" in text and "(standard and fused)" in text
+    assert "nothing of the bundle was built for a GPU" in text
+    assert "memory        weights " in text
+
+
+def test_weights_are_counted_once_on_disk_and_once_a_session_in_memory(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    sizes = {file.path: file.bytes for file in bundle.manifest.files if file.path.endswith(".weights")}
+    monkeypatch.setattr(footprint, "_host_memory", lambda: 10**9)
+    found = footprint.bundle_to_footprint(bundle, on_gpu=False)
+    assert found.weights == found.least == sum(sizes.values())
+    copies = sum(sizes.values()) + 2 * sizes["unet.weights"]  # step, record and step_recorded
+    assert found.most == round(1.6 * copies)
+    monkeypatch.setattr(footprint, "_device_memory", lambda: None)
+    assert footprint.bundle_to_footprint(bundle, on_gpu=True).most == copies
+    # On the CPU float16 is computed in float32.
+    half = replace(bundle, manifest=replace(bundle.manifest, precision="float16"))
+    assert footprint.bundle_to_footprint(half, on_gpu=False).least == 2 * found.least
+
+
+@pytest.mark.parametrize(
+    ("available", "said"),
+    [
+        (None, "cannot be told"),
+        (99, "it does not fit"),
+        (100, "may not fit by several prompts; --record none"),
+        (300, "it fits"),
+    ],
+)
+def test_whether_weights_fit(available: int | None, said: str) -> None:
+    assert said in footprint.Footprint(100, 100, 300, available).verdict
+
+
+def test_memory_is_what_the_system_and_the_container_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory, limit = tmp_path / "meminfo", tmp_path / "memory.max"
+    monkeypatch.setattr(footprint, "_MEMORY", memory)
+    monkeypatch.setattr(footprint, "_LIMIT", limit)
+    assert footprint._host_memory() is None, "not Linux"
+    memory.write_text("MemTotal:       900 kB\nMemAvailable:   500 kB\n")
+    assert footprint._host_memory() == 500 * 1024
+    limit.write_text("max\n")
+    assert footprint._host_memory() == 500 * 1024
+    limit.write_text("1024\n")
+    assert footprint._host_memory() == 1024
+    memory.write_text("MemAvailable: none\n")
+    assert footprint._host_memory() is None
+
+
+def test_an_onnxruntime_that_is_refused_is_told_and_nothing_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str) -> None:
+        raise BackendError("onnxruntime 1.20.0 is installed, and versions before 1.21.1 fail")
+
+    monkeypatch.setattr(onnxruntime_backend, "check_available", refuse)
+    monkeypatch.setattr(select, "tensorrt_problem", lambda bundle: "no engine")
+    monkeypatch.setattr(select, "_cuda_problem", lambda: "no driver")
+    report = doctor.examine()
+    assert report.chosen == ""
+    text = "\n".join(doctor.report_to_lines(report))
+    assert "--backend auto takes nothing" in text
+    assert "not cpu: onnxruntime 1.20.0 is installed" in text
+    assert "(of onnxruntime " in text
+    with pytest.raises(BackendError, match=r"1\.20\.0 is installed"):
+        select.create_backend("auto")

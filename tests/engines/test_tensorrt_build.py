@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from dataclasses import replace
@@ -77,17 +78,13 @@ def test_parts_that_must_stay_float32_are_not_left_to_the_old_version(bundle: Bu
     Machine.create("10.3.0").build(kept, GRAPH)
 
 
-def test_streaming_weights(bundle: Bundle) -> None:
+def test_settings_reach_the_builder(bundle: Bundle) -> None:
     shapes = Shapes((SIZE,), (Rows(1, 1),))
-    build = BundleBuild(shapes, graphs=(GRAPH,), weight_streaming=True, workspace_bytes=1 << 22, optimization_level=5)
+    build = BundleBuild(shapes, graphs=(GRAPH,), workspace_bytes=1 << 22, optimization_level=5)
     machine = Machine.create()
     (outcome,) = build_bundle(bundle, build, machine.backend)
-    assert flags(machine, "set_flag") == ["WEIGHT_STREAMING"]
     assert ("set_memory_pool_limit", "WORKSPACE", 1 << 22) in machine.trt.calls
-    assert outcome.record.weight_streaming and outcome.record.optimization_level == 5
-    old = Machine.create("8.6.1")
-    with pytest.raises(UsageError, match=r"8\.6\.1 has no weight streaming"):
-        list(build_bundle(bundle, build, old.backend))
+    assert (outcome.record.workspace_bytes, outcome.record.optimization_level) == (1 << 22, 5)
 
 
 def test_profiles_are_exact_by_default_and_a_range_on_request(bundle: Bundle) -> None:
@@ -234,6 +231,48 @@ def test_engines_that_were_changed_are_refused(bundle: Bundle) -> None:
         BackendError, match=r"no TensorRT engine of graph text_encoder can be used here.*freeprompt build"
     ):
         machine.backend.open(bundle, GRAPH)
+
+
+def test_an_engine_is_read_once(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What was hashed is what is loaded, not what lies there a moment later."""
+    machine = Machine.create()
+    (outcome,) = machine.build(bundle, GRAPH)
+    store = EngineStore(bundle, machine.backend.machine)
+    (found,) = store.usable(GRAPH)
+    engine, opened = outcome.path.read_bytes(), os.open
+    other = tmp_path / "other"
+    other.write_bytes(engine[::-1])
+
+    def open_and_replace(path: Any, *args: Any, **settings: Any) -> int:
+        descriptor = opened(path, *args, **settings)
+        if path == outcome.path and other.exists():
+            other.replace(outcome.path)
+        return descriptor
+
+    monkeypatch.setattr(os, "open", open_and_replace)
+    assert store.read(found) == engine
+    with pytest.raises(BackendError, match="damaged or was replaced"):
+        store.read(found)
+
+
+def test_an_engine_that_is_no_plain_file(bundle: Bundle) -> None:
+    machine = Machine.create()
+    (outcome,) = machine.build(bundle, GRAPH)
+    store = EngineStore(bundle, machine.backend.machine)
+    (found,) = store.usable(GRAPH)
+    outcome.path.unlink()
+    outcome.path.mkdir()
+    with pytest.raises(BackendError, match="cannot be read"):
+        store.read(found)
+
+
+def test_an_engine_is_built_from_the_graph_that_was_checked(bundle: Bundle) -> None:
+    """The library reads by path: a copy of what the bundle held when it was opened."""
+    machine, opened = Machine.create(), Bundle.open(bundle.path)
+    for name in ("text_encoder.onnx", "text_encoder.fused.onnx", "text_encoder.weights"):
+        (bundle.path / name).write_bytes(b"something else")
+    (outcome,) = machine.build(opened, GRAPH)
+    assert outcome.record.passed
 
 
 def test_a_changed_graph_makes_its_engines_stale(bundle: Bundle, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from freeprompt import Editor
 from freeprompt.bundle import Bundle
 from freeprompt.engines.engine_parity import seeded_inputs
 from freeprompt.engines.onnxruntime_backend import OnnxRuntimeBackend
-from freeprompt.engines.tensorrt_session import TensorRTBackend, TensorRTSession
+from freeprompt.engines.tensorrt_session import TensorRTSession
 from freeprompt.errors import BackendError
 from tests.engines.conftest import Machine
 
@@ -192,20 +192,6 @@ def test_cuda_graphs_can_be_switched_off(bundle: Bundle) -> None:
     for _ in range(3):
         session.run(step_inputs(bundle, rows=2))
     assert machine.cudart.captures == 0
-
-
-def test_streamed_weights_rule_out_cuda_graphs_and_take_a_budget(bundle: Bundle) -> None:
-    machine = Machine.create()
-    machine.trt.streamable = 1 << 20
-    machine.build(bundle, "step", rows="2")
-    backend = TensorRTBackend(weight_budget=12345, trt=machine.trt, cuda=machine.backend.cuda)
-    session = backend.open(bundle, "step")
-    before = machine.cudart.captures
-    for _ in range(3):
-        session.run(step_inputs(bundle, rows=2))
-    assert machine.cudart.captures == before
-    (loaded,) = session._engines
-    assert loaded.engine._engine.weight_streaming_budget_v2 == 12345
 
 
 def test_recorded_graphs_notice_that_the_shared_scratch_moved(bundle: Bundle) -> None:

@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
-from freeprompt.manifest import DataType, LatentSpec, LayerSpec, TensorSpec, TextSpec
+from freeprompt.manifest import DataType, LatentSpec, LayerSpec, Manifest, TensorSpec, TextSpec
 
 Signature = tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
+
+
+def manifest_to_signatures(manifest: Manifest) -> dict[str, Signature]:
+    """The graphs that a bundle must have: those of every edit, and where layers are recordable those that record."""
+    latents, text, layers = manifest.latents, manifest.text, manifest.layers
+    step_in, step_out = step_signature(latents, text, len(layers), manifest.cross_layers)
+    found = {
+        "text_encoder": text_encoder_signature(text),
+        "vae_encoder": vae_encoder_signature(latents),
+        "vae_decoder": vae_decoder_signature(latents),
+        "step": (step_in, step_out),
+    }
+    if any(layer.recordable for layer in layers):
+        rows_in = record_tensors(layers, "record_rows", manifest.precision)
+        record = record_signature(latents, text, layers, manifest.precision)
+        found["step_recorded"] = ((*step_in, *rows_in), step_out)
+        found["step_recording"] = (step_in, (*step_out, *record[1]))
+        found["record"] = record
+    return found
 
 
 def record_name(layer: int) -> str:
@@ -34,7 +53,10 @@ def vae_decoder_signature(latents: LatentSpec) -> Signature:
 
 
 def step_signature(latents: LatentSpec, text: TextSpec, layers: int, cross_layers: int) -> Signature:
-    """The step graph. ``pinned_latents`` are read by rows but not stepped: the source's trajectory."""
+    """One evaluation of the U-Net and one step of the schedule.
+
+    ``pinned_latents`` are read by rows but not stepped: the source's trajectory.
+    """
     inputs = (
         _latents("latents", "latents", latents),
         _latents("pinned_latents", "pinned", latents),
