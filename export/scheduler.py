@@ -52,7 +52,7 @@ def config_to_scheduler(config: Mapping[str, Any], spacing: Spacing = "auto") ->
         zero_snr = bool(config.get("rescale_betas_zero_snr"))
         if zero_snr:
             betas = _rescale_to_zero_snr(betas)
-        alphas_cumprod: Betas = np.cumprod(1.0 - betas)
+        alphas_cumprod = np.asarray(np.cumprod(1.0 - betas), np.float64)
     except (TypeError, ValueError, KeyError, OverflowError) as error:
         raise CheckpointError(f"the checkpoint's {name} has betas that are no numbers: {error}") from error
     if not _falls(alphas_cumprod):
