@@ -1,6 +1,7 @@
 # make demo    edit the example image with the built-in model, in an environment of its own without PyTorch
 # make test    every test, in an environment of its own
 # make check   style and types
+# make format  what of the style can be mended, mended
 # make test-oldest  the export's tests and an edit with the oldest versions that pyproject.toml allows
 # make bench   the CPU benchmarks: benchmarks/REPORT.md and benchmarks/results/, about 15 minutes
 # make clean   remove what the above made, environments included
@@ -19,9 +20,8 @@ DEMO_OUTPUT := demo-output
 
 PINNED := pyproject.toml constraints.txt
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-VIEW := build/view
 
-.PHONY: demo test test-oldest check bench clean
+.PHONY: demo test test-oldest check format bench clean
 .DELETE_ON_ERROR:
 
 demo: .venv-demo/installed
@@ -34,7 +34,7 @@ test: .venv/installed
 	.venv/bin/python -m pytest -W error $(PYTEST_ARGS)
 
 # What pyproject.toml claims to work with (constraints-oldest.txt): the parts of it that libraries can break.
-OLDEST_TESTS := tests/test_export.py tests/test_export_hub.py tests/test_checkpoint_kinds.py tests/test_cli_export.py
+OLDEST_TESTS := tests/export/test_export.py tests/export/test_hub.py tests/export/test_checkpoint_kinds.py tests/cli/test_export.py
 test-oldest: .venv-oldest/installed
 	.venv-oldest/bin/python -m pytest -W error $(OLDEST_TESTS) $(PYTEST_ARGS)
 	mkdir -p build/oldest
@@ -43,19 +43,14 @@ test-oldest: .venv-oldest/installed
 bench: .venv/installed
 	.venv/bin/python -m benchmarks.cpu.run $(BENCH_ARGS)
 
-check: .venv/installed $(VIEW)
+check: .venv/installed
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	cd $(VIEW) && ../../.venv/bin/mypy --config-file ../../pyproject.toml --cache-dir ../mypy \
-		-p freeprompt -p benchmarks -p tests
+	.venv/bin/mypy -p freeprompt -p benchmarks -p tests
 
-# Type checkers do not follow the mapping of an editable install (freeprompt.runtime is in runtime/), but they follow links.
-.PHONY: $(VIEW)
-$(VIEW):
-	rm -rf $@
-	mkdir -p $@/freeprompt
-	ln -s $(CURDIR)/benchmarks $(CURDIR)/tests $@/
-	ln -s $(CURDIR)/freeprompt/* $(CURDIR)/engines $(CURDIR)/runtime $(CURDIR)/export $@/freeprompt/
+format: .venv/installed
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
 
 .venv-demo/installed: $(PINNED)
 	rm -rf .venv-demo

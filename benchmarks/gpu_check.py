@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable, Optional
 
 from benchmarks.gpu.check import Check
 
@@ -53,7 +53,7 @@ DRY_PARTS = (
 )
 
 
-def main(arguments: Optional[list[str]] = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run the parts that are named."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_check", description=__doc__.split("\n")[0])
     parser.add_argument("parts", nargs="+", choices=(*PARTS, "all"), metavar="PART")

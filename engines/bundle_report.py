@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Optional
 
-from freeprompt.bundle import Bundle
+from freeprompt.contract.bundle import Bundle
+from freeprompt.contract.errors import BundleError
 from freeprompt.engines.footprint import Footprint, bundle_to_footprint, gigabytes
-from freeprompt.errors import BundleError
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class BundleReport:
     """
 
     path: str
-    problem: Optional[str] = None
+    problem: str | None = None
     sha256: str = ""
     model: str = ""
     format_version: int = 0
@@ -31,8 +30,8 @@ class BundleReport:
     size: str = ""
     bytes: int = 0
     forms: dict[str, str] = field(default_factory=dict)
-    footprint: Optional[Footprint] = None
-    footprint_problem: Optional[str] = None
+    footprint: Footprint | None = None
+    footprint_problem: str | None = None
 
 
 def bundle_to_report(bundle: Bundle, on_gpu: bool) -> BundleReport:

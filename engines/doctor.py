@@ -8,16 +8,15 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
-from typing import Optional
 
-from freeprompt.bundle import Bundle
+from freeprompt.contract.bundle import Bundle
+from freeprompt.contract.errors import BackendError
 from freeprompt.engines.bundle_report import BundleReport, bundle_to_lines, bundle_to_report
-from freeprompt.engines.cuda_runtime import CudaRuntime, DeviceInfo
-from freeprompt.engines.cuda_store import CudaStore
+from freeprompt.engines.cuda.runtime import CudaRuntime, DeviceInfo
+from freeprompt.engines.onnxruntime.prepared_store import CudaStore
 from freeprompt.engines.select import Candidate, candidates
-from freeprompt.engines.tensorrt_library import import_tensorrt
-from freeprompt.engines.tensorrt_store import EngineStore, Machine
-from freeprompt.errors import BackendError
+from freeprompt.engines.tensorrt.library import import_tensorrt
+from freeprompt.engines.tensorrt.store import EngineStore, Machine
 
 # Packages that decide which backends there are, with the names they are installed under.
 PACKAGES = (
@@ -41,7 +40,7 @@ class EngineReport:
     graph: str
     shapes: tuple[str, ...]
     fused_attention: str
-    refused: Optional[str]
+    refused: str | None
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class PreparedReport:
 
     file: str
     operators: str
-    refused: Optional[str]
+    refused: str | None
 
 
 @dataclass(frozen=True)
@@ -74,20 +73,20 @@ class Report:
     system: str
     packages: dict[str, str]
     providers: tuple[str, ...]
-    gpu: Optional[DeviceInfo]
-    gpu_problem: Optional[str]
-    tensorrt: Optional[str]
-    tensorrt_problem: Optional[str]
+    gpu: DeviceInfo | None
+    gpu_problem: str | None
+    tensorrt: str | None
+    tensorrt_problem: str | None
     chosen: str
     candidates: tuple[Candidate, ...]
     onnxruntime: str = ""
-    bundle: Optional[BundleReport] = None
+    bundle: BundleReport | None = None
     engines: tuple[EngineReport, ...] = ()
     prepared: tuple[PreparedReport, ...] = ()
     advice: tuple[str, ...] = field(default=())
 
 
-def examine(bundle: Optional[Bundle] = None, damaged: Optional[BundleReport] = None) -> Report:
+def examine(bundle: Bundle | None = None, damaged: BundleReport | None = None) -> Report:
     """Look at everything; nothing is changed, and what is missing is a finding, not an error.
 
     Args:
@@ -194,21 +193,21 @@ def _providers() -> tuple[str, ...]:
     return tuple(onnxruntime.get_available_providers())
 
 
-def _gpu() -> tuple[Optional[DeviceInfo], Optional[str]]:
+def _gpu() -> tuple[DeviceInfo | None, str | None]:
     try:
         return CudaRuntime().info(), None
     except BackendError as error:
         return None, str(error)
 
 
-def _tensorrt() -> tuple[Optional[str], Optional[str]]:
+def _tensorrt() -> tuple[str | None, str | None]:
     try:
         return str(import_tensorrt().__version__), None
     except BackendError as error:
         return None, str(error)
 
 
-def _engines(bundle: Bundle, tensorrt: Optional[str], gpu: Optional[DeviceInfo]) -> tuple[EngineReport, ...]:
+def _engines(bundle: Bundle, tensorrt: str | None, gpu: DeviceInfo | None) -> tuple[EngineReport, ...]:
     machine = Machine(tensorrt, gpu.capability, gpu.name) if tensorrt and gpu else None
     reports = []
     for found in EngineStore(bundle, machine).scan():
@@ -229,7 +228,7 @@ def _engines(bundle: Bundle, tensorrt: Optional[str], gpu: Optional[DeviceInfo])
     return tuple(reports)
 
 
-def _prepared(bundle: Bundle, gpu: Optional[DeviceInfo]) -> tuple[PreparedReport, ...]:
+def _prepared(bundle: Bundle, gpu: DeviceInfo | None) -> tuple[PreparedReport, ...]:
     reports = []
     for found in CudaStore(bundle, _onnxruntime_version(), gpu.name if gpu else "").scan():
         operators = found.record.operators if found.record else {}
@@ -240,11 +239,11 @@ def _prepared(bundle: Bundle, gpu: Optional[DeviceInfo]) -> tuple[PreparedReport
 
 def _advice(
     packages: dict[str, str],
-    gpu: Optional[DeviceInfo],
-    tensorrt: Optional[str],
+    gpu: DeviceInfo | None,
+    tensorrt: str | None,
     engines: tuple[EngineReport, ...],
     prepared: tuple[PreparedReport, ...],
-    bundle: Optional[Bundle],
+    bundle: Bundle | None,
 ) -> Iterator[str]:
     if "onnxruntime" in packages and "onnxruntime-gpu" in packages:
         yield (

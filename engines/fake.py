@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Callable, Optional
 
 import numpy as np
 
-from freeprompt.bundle import Bundle
-from freeprompt.engines.session import Array, Feed, HostArray, NumpyArray, check_feeds, check_results
-from freeprompt.manifest import Manifest, TensorSpec
+from freeprompt.contract.bundle import Bundle
+from freeprompt.contract.manifest import Manifest, TensorSpec
+from freeprompt.contract.session import Array, Feed, HostArray, NumpyArray, check_feeds, check_results
 
 Behaviour = Callable[[str, Mapping[str, NumpyArray]], dict[str, NumpyArray]]
 
@@ -31,7 +30,7 @@ class FakeBackend:
         behaviour: maps (graph name, inputs) to outputs; None gives zeros of the manifest's shapes.
     """
 
-    behaviour: Optional[Behaviour] = None
+    behaviour: Behaviour | None = None
     calls: list[Call] = field(default_factory=list)
     name: str = "fake"
     device: str = "fake"

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
 
-from freeprompt.bundle import Bundle
-from freeprompt.engines.cuda_runtime import CudaRuntime
+from freeprompt.contract.bundle import Bundle
+from freeprompt.contract.errors import BackendError
+from freeprompt.engines.cuda.runtime import CudaRuntime
 from freeprompt.engines.select import NEEDED_GRAPHS
-from freeprompt.errors import BackendError
 
 # What an edit of several prompts opens besides, if the bundle has it: the source is recorded once.
 RECORDING_GRAPHS = ("record", "step_recorded")
@@ -34,7 +33,7 @@ class Footprint:
     weights: int
     least: int
     most: int
-    available: Optional[int]
+    available: int | None
 
     @property
     def verdict(self) -> str:
@@ -88,7 +87,7 @@ def _weights(bundle: Bundle, graph: str) -> dict[str, int]:
     }
 
 
-def _host_memory() -> Optional[int]:
+def _host_memory() -> int | None:
     """Bytes that a process can have without swapping, as Linux reckons, and as its container allows."""
     try:
         lines = dict(line.split(":", 1) for line in _MEMORY.read_text().splitlines() if ":" in line)
@@ -101,7 +100,7 @@ def _host_memory() -> Optional[int]:
         return available
 
 
-def _device_memory() -> Optional[int]:
+def _device_memory() -> int | None:
     try:
         return CudaRuntime().memory()[0]
     except BackendError:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any
 
-from freeprompt.bundle import Bundle
-from freeprompt.engines.session import Backend
-from freeprompt.errors import BackendError, FreePromptError, UsageError
+from freeprompt.contract.bundle import Bundle
+from freeprompt.contract.errors import BackendError, FreePromptError, UsageError
+from freeprompt.contract.session import Backend
 
 # "cuda-graph" is "cuda" with every step recorded into a CUDA graph; chosen by name only until it has run on a GPU.
 BACKENDS = ("auto", "cpu", "cuda", "cuda-graph", "ort-tensorrt", "tensorrt")
@@ -20,10 +20,10 @@ class Candidate:
     """A backend that "auto" considered, and why it cannot be used here (None: it can)."""
 
     name: str
-    problem: Optional[str]
+    problem: str | None
 
 
-def create_backend(name: str = "auto", threads: Optional[int] = None, bundle: Optional[Bundle] = None) -> Backend:
+def create_backend(name: str = "auto", threads: int | None = None, bundle: Bundle | None = None) -> Backend:
     """The backend of that name.
 
     Args:
@@ -43,19 +43,19 @@ def create_backend(name: str = "auto", threads: Optional[int] = None, bundle: Op
         name = next((c.name for c in candidates(bundle) if c.problem is None), "cpu")
     # Imported here: `freeprompt --help` must not pay for it.
     if name == "tensorrt":
-        from freeprompt.engines.tensorrt_session import TensorRTBackend
+        from freeprompt.engines.tensorrt.backend import TensorRTBackend
 
         return TensorRTBackend()
     if name == "cuda-graph":
-        from freeprompt.engines.cuda_onnxruntime import BoundOnnxRuntimeBackend
+        from freeprompt.engines.onnxruntime.captured import BoundOnnxRuntimeBackend
 
         return BoundOnnxRuntimeBackend()
-    from freeprompt.engines.onnxruntime_backend import OnnxRuntimeBackend
+    from freeprompt.engines.onnxruntime.backend import OnnxRuntimeBackend
 
     return OnnxRuntimeBackend(name, threads)
 
 
-def candidates(bundle: Optional[Bundle]) -> list[Candidate]:
+def candidates(bundle: Bundle | None) -> list[Candidate]:
     """What "auto" chooses from, best first; it takes the first without a problem."""
     return [
         Candidate("tensorrt", tensorrt_problem(bundle)),
@@ -64,12 +64,12 @@ def candidates(bundle: Optional[Bundle]) -> list[Candidate]:
     ]
 
 
-def tensorrt_problem(bundle: Optional[Bundle]) -> Optional[str]:
+def tensorrt_problem(bundle: Bundle | None) -> str | None:
     """Why TensorRT cannot run the bundle here, or None."""
     try:
-        from freeprompt.engines.cuda_runtime import CudaRuntime
-        from freeprompt.engines.tensorrt_library import import_tensorrt
-        from freeprompt.engines.tensorrt_store import EngineStore, Machine
+        from freeprompt.engines.cuda.runtime import CudaRuntime
+        from freeprompt.engines.tensorrt.library import import_tensorrt
+        from freeprompt.engines.tensorrt.store import EngineStore, Machine
 
         trt: Any = import_tensorrt()
         if bundle is None:
@@ -83,18 +83,18 @@ def tensorrt_problem(bundle: Optional[Bundle]) -> Optional[str]:
     return None
 
 
-def _cuda_problem() -> Optional[str]:
+def _cuda_problem() -> str | None:
     try:
-        from freeprompt.engines.onnxruntime_library import cuda_problem
+        from freeprompt.engines.onnxruntime.library import cuda_problem
     except ImportError as error:
         return f"onnxruntime cannot be imported ({error})"
     return cuda_problem()
 
 
-def _cpu_problem() -> Optional[str]:
+def _cpu_problem() -> str | None:
     """Why not even the CPU can be used: no onnxruntime, or one that is refused."""
     try:
-        from freeprompt.engines.onnxruntime_backend import OnnxRuntimeBackend
+        from freeprompt.engines.onnxruntime.backend import OnnxRuntimeBackend
 
         OnnxRuntimeBackend("cpu")
     except ImportError as error:

@@ -9,21 +9,21 @@ from pathlib import Path
 import torch
 
 import freeprompt
-from freeprompt.bundle import Bundle
-from freeprompt.errors import CheckpointWarning, OutputError
-from freeprompt.export.calibration import checkpoint_to_calibration
-from freeprompt.export.checkpoint import Checkpoint, load_checkpoint
-from freeprompt.export.constants import checkpoint_to_latents, checkpoint_to_text
-from freeprompt.export.graph_writer import GraphWriter
-from freeprompt.export.layers import Architecture, unet_to_architecture
-from freeprompt.export.scheduler import config_to_scheduler, spacing_to_words
+from freeprompt.contract.bundle import Bundle
+from freeprompt.contract.errors import CheckpointWarning, OutputError
+from freeprompt.contract.files import atomic_folder, file_to_sha256
+from freeprompt.contract.manifest import FORMAT_VERSION, MANIFEST_NAME, FileSpec, LatentSpec, Manifest, manifest_to_json
+from freeprompt.export.checkpoint.constants import checkpoint_to_latents, checkpoint_to_text
+from freeprompt.export.checkpoint.load import Checkpoint, load_checkpoint
+from freeprompt.export.checkpoint.scheduler import config_to_scheduler, spacing_to_words
+from freeprompt.export.checkpoint.tokenizer import save_tokenizer
+from freeprompt.export.graph.stage_export import write_stage
+from freeprompt.export.graph.unet import UNET, UnetExport
+from freeprompt.export.graph.writer import GraphWriter
+from freeprompt.export.model.calibration import checkpoint_to_calibration
+from freeprompt.export.model.layers import Architecture, unet_to_architecture
+from freeprompt.export.model.stages import checkpoint_to_stages
 from freeprompt.export.settings import ExportSettings, Progress
-from freeprompt.export.stage_export import write_stage
-from freeprompt.export.stages import checkpoint_to_stages
-from freeprompt.export.tokenizer import save_tokenizer
-from freeprompt.export.unet import UNET, UnetExport
-from freeprompt.files import atomic_folder, file_to_sha256
-from freeprompt.manifest import FORMAT_VERSION, MANIFEST_NAME, FileSpec, LatentSpec, Manifest, manifest_to_json
 
 TOKENIZER = "tokenizer.json"
 KNOWN_ANSWERS = "known_answers.safetensors"

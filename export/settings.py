@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Callable, Literal
+from typing import Literal
 
-from freeprompt.errors import UsageError
-from freeprompt.export.onnx_graph import DEFAULT_OPSET
+from freeprompt.contract.errors import UsageError
+from freeprompt.export.graph.trace import DEFAULT_OPSET
 
 Progress = Callable[[str], None]
 Precision = Literal["float32", "float16"]

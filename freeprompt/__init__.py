@@ -14,7 +14,7 @@ from freeprompt.privacy import be_silent
 
 if TYPE_CHECKING:
     from freeprompt.editor import Editor as Editor
-    from freeprompt.runtime.inversion import Inversion as Inversion
+    from freeprompt.runtime.source.inversion import Inversion as Inversion
 
 # Here, since every module of ours comes after this one, and whatever imports onnxruntime with it.
 be_silent()
@@ -22,7 +22,7 @@ be_silent()
 __version__ = "0.1.0"
 __all__ = ["Editor", "Inversion", "__version__"]
 
-_HOMES = {"Editor": "freeprompt.editor", "Inversion": "freeprompt.runtime.inversion"}
+_HOMES = {"Editor": "freeprompt.editor", "Inversion": "freeprompt.runtime.source.inversion"}
 
 
 def __getattr__(name: str) -> Any:

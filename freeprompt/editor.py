@@ -10,24 +10,26 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from freeprompt.bundle import Bundle
-from freeprompt.defaults import FIT, GUIDANCE, REAL_FRACTION, STEPS, SYNTHETIC_FRACTION
+from freeprompt.contract.bundle import Bundle
+from freeprompt.contract.defaults import FIT, GUIDANCE, REAL_FRACTION, STEPS, SYNTHETIC_FRACTION
+from freeprompt.contract.errors import UsageError
+from freeprompt.contract.manifest import Manifest
+from freeprompt.contract.session import Array, Backend, NumpyArray
 from freeprompt.engines.select import create_backend
-from freeprompt.engines.session import Array, Backend, NumpyArray
-from freeprompt.errors import UsageError
-from freeprompt.manifest import Manifest
-from freeprompt.runtime import arguments, recording, stages
-from freeprompt.runtime.arguments import Choices, Size, check_size, choices_to_settings, to_targets, warn_of_crop
-from freeprompt.runtime.graphs import Graphs
-from freeprompt.runtime.image import ImageSource, fit_image, image_to_tensor, open_image, tensor_to_images
-from freeprompt.runtime.inversion import Inversion
-from freeprompt.runtime.inversion_check import check_inversion
-from freeprompt.runtime.limits import Deadline, Limits
+from freeprompt.runtime import stages
+from freeprompt.runtime.inputs import arguments
+from freeprompt.runtime.inputs.arguments import Choices, Size, check_size, choices_to_settings, to_targets, warn_of_crop
+from freeprompt.runtime.inputs.image import ImageSource, fit_image, image_to_tensor, open_image, tensor_to_images
 from freeprompt.runtime.pipeline import Observer, Pipeline
-from freeprompt.runtime.plan import Plan
-from freeprompt.runtime.planner import check_targets
+from freeprompt.runtime.plan.limits import Deadline, Limits
+from freeprompt.runtime.plan.plan import Plan
+from freeprompt.runtime.plan.planner import check_targets
+from freeprompt.runtime.plan.settings import LayerChoice
 from freeprompt.runtime.progress import Callback, Progress, callback_to_observer
-from freeprompt.runtime.settings import LayerChoice
+from freeprompt.runtime.sessions import Graphs
+from freeprompt.runtime.source import recording
+from freeprompt.runtime.source.inversion import Inversion
+from freeprompt.runtime.source.inversion_check import check_inversion
 from freeprompt.runtime.turns import Turns
 
 if TYPE_CHECKING:
@@ -43,8 +45,8 @@ class Editor:
     with a backend of its own; inversions may be shared by all of them.
 
     A ``callback`` is called after each step, in the thread of the call. What it raises passes through, so raising
-    ``freeprompt.errors.Cancelled`` cancels; the editor and every inversion stay usable. It may decode (``preview``)
-    and plan, but not start another call of this editor: UsageError.
+    ``freeprompt.contract.errors.Cancelled`` cancels; the editor and every inversion stay usable. It may decode
+    (``preview``) and plan, but not start another call of this editor: UsageError.
 
     Args:
         bundle: an open bundle.
@@ -75,7 +77,7 @@ class Editor:
             backend: "auto", "cpu", "cuda", ... (``freeprompt.engines.select.BACKENDS``) or a ``Backend`` object.
             threads: CPU threads within an operator; None: every core.
             verify: compare the SHA-256 of every file.
-            limits: see ``freeprompt.runtime.limits.Limits``.
+            limits: see ``freeprompt.runtime.plan.limits.Limits``.
 
         Raises:
             BundleError: missing or damaged.
@@ -105,7 +107,7 @@ class Editor:
         Warns ImageCroppedWarning where ``fit`` "crop" leaves a large part of the image out.
 
         Args:
-            image: a path, PIL image, or array (``freeprompt.runtime.image.open_image`` says which).
+            image: a path, PIL image, or array (``freeprompt.runtime.inputs.image.open_image`` says which).
             steps: 1 to the length of the training schedule (1000 for Stable Diffusion).
             size: (width, height) in pixels; None: the model's native size.
             fit: how the image is brought to that size: "crop", "pad" or "stretch".

@@ -8,10 +8,10 @@ from typing import Protocol
 
 import numpy as np
 
-from freeprompt.engines.session import Array, NumpyArray
-from freeprompt.runtime.graphs import Graphs
-from freeprompt.runtime.plan import Plan, Step, step_to_inputs
-from freeprompt.runtime.schedule import Schedule
+from freeprompt.contract.session import Array, NumpyArray
+from freeprompt.runtime.plan.plan import Plan, Step, step_to_inputs
+from freeprompt.runtime.plan.schedule import Schedule
+from freeprompt.runtime.sessions import Graphs
 
 # Recorded rows of one pass: input name of the step graph (record_NN) -> [rows of the pass, N, C].
 RecordedRows = Mapping[str, Array]

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Callable
 
 import numpy as np
 
-from freeprompt.engines.session import Array, NumpyArray
-from freeprompt.errors import InversionError, UsageError
-from freeprompt.manifest import Manifest
-from freeprompt.recordsize import record_row_bytes, record_rows
-from freeprompt.runtime import memory, recording, stages
+from freeprompt.contract.errors import InversionError, UsageError
+from freeprompt.contract.manifest import Manifest
+from freeprompt.contract.record_size import record_row_bytes, record_rows
+from freeprompt.contract.session import Array, NumpyArray
+from freeprompt.runtime import stages
 from freeprompt.runtime.execute import Records, StepResult, run_steps
-from freeprompt.runtime.graphs import Graphs
-from freeprompt.runtime.inversion import Inversion
-from freeprompt.runtime.inversion_check import check_inversion
-from freeprompt.runtime.limits import Deadline, Limits
-from freeprompt.runtime.plan import Plan, RecordPass
-from freeprompt.runtime.planner import (
+from freeprompt.runtime.inputs.prompt import PromptReader
+from freeprompt.runtime.plan import memory
+from freeprompt.runtime.plan.limits import Deadline, Limits
+from freeprompt.runtime.plan.plan import Plan, RecordPass
+from freeprompt.runtime.plan.planner import (
     check_targets,
     plan_edit,
     plan_generation,
@@ -28,10 +26,13 @@ from freeprompt.runtime.planner import (
     replaced_levels,
     rows_per_target,
 )
-from freeprompt.runtime.prompt import PromptReader
-from freeprompt.runtime.recordbudget import RecordBudget
-from freeprompt.runtime.schedule import Schedule
-from freeprompt.runtime.settings import EditSettings
+from freeprompt.runtime.plan.schedule import Schedule
+from freeprompt.runtime.plan.settings import EditSettings
+from freeprompt.runtime.sessions import Graphs
+from freeprompt.runtime.source import recording
+from freeprompt.runtime.source.inversion import Inversion
+from freeprompt.runtime.source.inversion_check import check_inversion
+from freeprompt.runtime.source.record_budget import RecordBudget
 
 # Embeddings of a few sets of prompts, so that a server's memory does not grow with every prompt it has seen.
 _KEPT_EMBEDDINGS = 8

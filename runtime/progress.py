@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable, Optional
 
 from PIL import Image
 
-from freeprompt.engines.session import NumpyArray
+from freeprompt.contract.session import NumpyArray
 from freeprompt.runtime.execute import StepResult
 from freeprompt.runtime.pipeline import Observer, ignore
-from freeprompt.runtime.plan import Plan
-from freeprompt.runtime.schedule import Schedule
+from freeprompt.runtime.plan.plan import Plan
+from freeprompt.runtime.plan.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ Callback = Callable[[Progress], None]
 
 
 def callback_to_observer(
-    callback: Optional[Callback],
+    callback: Callback | None,
     decode: Callable[[NumpyArray], list[Image.Image]],
     pause: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
 ) -> Observer:

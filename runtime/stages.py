@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from freeprompt.engines.session import Array, NumpyArray
-from freeprompt.errors import BackendError
-from freeprompt.runtime.graphs import Graphs
+from freeprompt.contract.errors import BackendError
+from freeprompt.contract.session import Array, NumpyArray
+from freeprompt.runtime.sessions import Graphs
 
 
 def ids_to_embeddings(graphs: Graphs, ids: NumpyArray) -> Array:

@@ -6,7 +6,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
-from freeprompt.errors import UsageError
+from freeprompt.contract.errors import UsageError
 
 
 class Turns:

@@ -55,7 +55,7 @@ def tiny_checkpoint() -> Path:
     with cached_folder("checkpoint", ROOT / "tests" / "tiny.py") as (folder, fill):
         if fill:
             # Imported here: PyTorch takes long to load, and the folder is usually there.
-            from freeprompt.export.checkpoint import quiet
+            from freeprompt.export.checkpoint.load import quiet
             from tests.tiny import tiny_pipeline
 
             with quiet():

@@ -42,7 +42,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not (source / "README.md").exists():
         (source / "README.md").write_text("to come\n")
     for folder in PACKAGES:
-        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        # Links stay links, as git makes them.
+        shutil.copytree(ROOT / folder, source / folder, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     target = tmp_path_factory.mktemp("wheel")
     # Where setuptools is not installed, pip fetches it into an environment of its own.
     isolation = ["--no-build-isolation"] if find_spec("setuptools") else []
@@ -61,7 +62,10 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _sources() -> Iterator[str]:
     for folder, inside in PACKAGES.items():
-        yield from (f"{inside}/{path.name}" for path in (ROOT / folder).glob("*.py"))
+        for path in (ROOT / folder).rglob("*.py"):
+            relative = path.relative_to(ROOT / folder)
+            if not (ROOT / folder / relative.parts[0]).is_symlink():
+                yield f"{inside}/{relative.as_posix()}"
 
 
 def test_wheel_holds_every_module_and_nothing_of_the_tests(wheel: Path) -> None:
@@ -94,7 +98,10 @@ def test_installed_wheel_runs_without_the_source_tree(installed: Path, tmp_path:
     environment = {**os.environ, "PYTHONPATH": str(installed)}
     for arguments, expected in (
         (["-m", "freeprompt", "--version"], f"freeprompt {freeprompt.__version__}\n"),
-        (["-c", "import freeprompt.runtime.plan as p; print(p.__file__)"], f"{installed}/freeprompt/runtime/plan.py\n"),
+        (
+            ["-c", "import freeprompt.runtime.plan.plan as p; print(p.__file__)"],
+            f"{installed}/freeprompt/runtime/plan/plan.py\n",
+        ),
         (["-c", "import freeprompt.engines.fake as p; print(p.__file__)"], f"{installed}/freeprompt/engines/fake.py\n"),
     ):
         done = subprocess.run(

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from freeprompt.cli import build_parser, main
-from freeprompt.errors import UsageError
+from freeprompt.contract.errors import UsageError
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

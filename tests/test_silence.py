@@ -160,7 +160,7 @@ def _written(call: str, place: Place) -> Iterator[Path]:
             yield Path(place.output, folder, within or path)
 
 
-@pytest.mark.parametrize("module", ["freeprompt", "freeprompt.errors", "benchmarks", "tests.conftest"])
+@pytest.mark.parametrize("module", ["freeprompt", "freeprompt.contract.errors", "benchmarks", "tests.conftest"])
 @pytest.mark.parametrize(("before", "after"), [(None, "1"), ("", "1"), ("0", "0")])
 def test_importing_turns_telemetry_off_unless_the_user_has_decided(
     module: str, before: str | None, after: str, monkeypatch: pytest.MonkeyPatch

@@ -9,21 +9,21 @@ import time
 from pathlib import Path
 from typing import Any
 
-from freeprompt.benchstats import summarise
+from freeprompt.bench.statistics import summarise
 
 HELP = "import sys; from freeprompt.cli import main; sys.exit(main(['edit', '--help']))"
 NOTHING = "pass"
-IMPORT = "import freeprompt.editor, freeprompt.engines.onnxruntime_backend"
+IMPORT = "import freeprompt.editor, freeprompt.engines.onnxruntime.backend"
 # Prints when each part was reached, in seconds of the clock that the starter reads too.
 EDIT = """
 import json, sys, time
 marks = {"interpreter": time.time()}
 from freeprompt.editor import Editor
-import freeprompt.engines.onnxruntime_backend
+import freeprompt.engines.onnxruntime.backend
 marks["imports"] = time.time()
 editor = Editor.load(sys.argv[1], "cpu", threads=int(sys.argv[2]))
 marks["bundle opened and verified"] = time.time()
-from freeprompt.clibench import picture
+from freeprompt.bench.measure import picture
 spec = editor.manifest.latents
 image = picture(spec.width, spec.height)
 def first(progress):

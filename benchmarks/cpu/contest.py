@@ -15,9 +15,9 @@ import torch
 from benchmarks.peers.literal import LiteralReference, open_pipeline
 from benchmarks.peers.torch_editor import torch_editor
 from freeprompt import Editor
-from freeprompt.benchstats import summarise
-from freeprompt.clibench import picture
-from freeprompt.runtime.image import image_to_tensor, open_image
+from freeprompt.bench.measure import picture
+from freeprompt.bench.statistics import summarise
+from freeprompt.runtime.inputs.image import image_to_tensor, open_image
 
 PROMPTS = (
     "a red circle on a gray background",

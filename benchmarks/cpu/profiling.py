@@ -14,8 +14,8 @@ import onnxruntime as ort
 import torch
 
 from freeprompt import Editor
-from freeprompt.benchstats import summarise
-from freeprompt.runtime.plan import step_to_inputs
+from freeprompt.bench.statistics import summarise
+from freeprompt.runtime.plan.plan import step_to_inputs
 
 RUNS = 30
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.cpu.reportplots import RESULTS, read_sweep
-from freeprompt.benchstats import summarise
+from freeprompt.bench.statistics import summarise
 
 SCORES = RESULTS / "embedded" / "scores.md"
 Results = Mapping[str, Any]

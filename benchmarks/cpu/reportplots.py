@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from freeprompt.benchplot import draw_timeline, import_pyplot
+from freeprompt.bench.plot import draw_timeline, import_pyplot
 
 RESULTS = Path(__file__).parents[1] / "results"
 SWEEP = RESULTS / "embedded" / "sweep.json"

@@ -15,8 +15,9 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 OUT = ROOT / "benchmarks"
@@ -66,7 +67,7 @@ def measure(checkpoint: Path | None, bundle: Path, options: argparse.Namespace, 
 
     def timeline() -> dict[str, Any]:
         from freeprompt import Editor
-        from freeprompt.clibench import BenchSettings, run_bench
+        from freeprompt.bench.measure import BenchSettings, run_bench
 
         settings = BenchSettings(edits=10, steps=steps)
         return run_bench(lambda: Editor.load(bundle, "cpu", threads=threads), settings, threads, note)
@@ -126,7 +127,7 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     BUILD.mkdir(parents=True, exist_ok=True)
-    from freeprompt.clibenchmachine import machine, versions
+    from freeprompt.bench.machine import machine, versions
 
     results: dict[str, Any] = {"parts": {}}
     path = options.out / "results" / "cpu.json"

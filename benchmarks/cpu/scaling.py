@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from freeprompt import Editor
-from freeprompt.clibench import picture
-from freeprompt.clibenchmachine import peak_bytes, resident_bytes
-from freeprompt.clibenchmeter import MeteredBackend, rows_by_graph
+from freeprompt.bench.machine import peak_bytes, resident_bytes
+from freeprompt.bench.measure import picture
+from freeprompt.bench.meter import MeteredBackend, rows_by_graph
 from freeprompt.editor import Limits, check_size
 
 STEPS = (5, 10, 20, 30, 50)

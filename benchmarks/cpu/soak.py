@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from freeprompt import Editor
-from freeprompt.clibench import picture
-from freeprompt.clibenchmachine import resident_bytes
+from freeprompt.bench.machine import resident_bytes
+from freeprompt.bench.measure import picture
 
 INVERSIONS = 5
 WARM_UP = 100

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -34,7 +34,7 @@ def _fill(modules: list[torch.nn.Module], values: list[torch.Tensor]) -> None:
 
 
 def join(
-    folder: pathlib.Path, out: pathlib.Path, sizes: model.ModelConfig, vae_from: Optional[pathlib.Path] = None
+    folder: pathlib.Path, out: pathlib.Path, sizes: model.ModelConfig, vae_from: pathlib.Path | None = None
 ) -> dict[str, int]:
     """Writes the pipeline folder `out` from the run in `folder`; returns samples seen by part.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import pathlib
 import re
@@ -162,7 +163,7 @@ def tokenizer_tables(words: Iterable[str]) -> tuple[dict[str, int], list[tuple[s
     while any(len(parts) > 1 for parts in split):
         counts: dict[tuple[str, str], int] = {}
         for parts in split:
-            for pair in zip(parts, parts[1:]):
+            for pair in itertools.pairwise(parts):
                 counts[pair] = counts.get(pair, 0) + 1
         best = max(counts, key=lambda pair: (counts[pair], pair))
         merges.append(best)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from typing import Optional
 
 import numpy as np
 import numpy.typing as npt
@@ -45,9 +44,9 @@ class Measurement:
         ink: mean RGB of the object, 0..255.
     """
 
-    shape: Optional[str]
-    colour: Optional[str]
-    background: Optional[str]
+    shape: str | None
+    colour: str | None
+    background: str | None
     mask: Mask
     fit: float
     ink: Floats
@@ -75,14 +74,14 @@ def true_mask(scene: world.Scene) -> Mask:
     return mask
 
 
-def nearest(colour: Floats, names: dict[str, tuple[int, int, int]]) -> Optional[str]:
+def nearest(colour: Floats, names: dict[str, tuple[int, int, int]]) -> str | None:
     """Name of the nearest known colour, or None beyond `COLOUR_TOLERANCE`."""
     distance = {name: float(np.linalg.norm(colour - np.array(rgb))) for name, rgb in names.items()}
     best = min(distance, key=lambda name: distance[name])
     return best if distance[best] <= COLOUR_TOLERANCE else None
 
 
-def colour_inside(image: world.ByteArray, mask: Mask) -> Optional[str]:
+def colour_inside(image: world.ByteArray, mask: Mask) -> str | None:
     """Name of the object colour that most pixels of `image` within `mask` are nearest to.
 
     None if the mask is empty, if less than `AGREEMENT` of its pixels agree, or if those are far

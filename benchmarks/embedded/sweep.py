@@ -9,7 +9,7 @@ import argparse
 import dataclasses
 import json
 import pathlib
-from typing import Any, Union
+from typing import Any
 
 from benchmarks.embedded import world
 from benchmarks.embedded.score import methods
@@ -17,7 +17,7 @@ from benchmarks.embedded.scoring.editing import Method
 from benchmarks.embedded.scoring.observe import EDITS, Part, Sections, table
 from benchmarks.embedded.scoring.pool import Model, observe_all
 from freeprompt import Editor
-from freeprompt.runtime.recording import AUTO, FROM_INVERSION
+from freeprompt.runtime.source.recording import AUTO, FROM_INVERSION
 
 GUIDANCE = 3.0
 STEPS = (5, 10, 15, 25, 50)
@@ -28,7 +28,7 @@ FRACTIONS = (0.8, 0.4, 0.0)
 
 KIND = "colour"
 
-Row = dict[str, Union[int, float, str, dict[str, Any]]]
+Row = dict[str, int | float | str | dict[str, Any]]
 
 
 def settings() -> list[Method]:

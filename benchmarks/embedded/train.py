@@ -17,7 +17,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from typing import Any, Optional, Protocol, TextIO, Union
+from typing import Any, Protocol, TextIO
 
 import torch
 
@@ -91,7 +91,7 @@ def run(
     folder: pathlib.Path,
     name: str,
     every: float,
-    score: Optional[Callable[[], dict[str, float]]] = None,
+    score: Callable[[], dict[str, float]] | None = None,
     score_samples: int = 0,
 ) -> None:
     """Trains to the end of the schedule, with a log line and a checkpoint every so often.
@@ -145,8 +145,8 @@ def work(options: argparse.Namespace, rank: int, port: int) -> None:
     given = {name: getattr(options, name) for name in STEERABLE if getattr(options, name) is not None}
     config = dataclasses.replace(config, **given)
     sizes = model.ModelConfig()
-    score: Optional[Callable[[], dict[str, float]]] = None
-    training: Union[DenoiserTraining, AutoencoderTraining]
+    score: Callable[[], dict[str, float]] | None = None
+    training: DenoiserTraining | AutoencoderTraining
     if options.part == "unet":
         training = DenoiserTraining(
             config,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -133,7 +133,7 @@ def edited_scene(scene: Scene, kind: str) -> Scene:
     return dataclasses.replace(scene, **change)
 
 
-def signed_distance(shape: str, x: FloatArray, y: FloatArray, radius: Union[FloatArray, np.float32]) -> FloatArray:
+def signed_distance(shape: str, x: FloatArray, y: FloatArray, radius: FloatArray | np.float32) -> FloatArray:
     """Signed distance (negative inside) to the outline of a shape, exact near straight edges.
 
     Args:

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from freeprompt.export.checkpoint import quiet
+from freeprompt.export.checkpoint.load import quiet
 from tests.tiny import tiny_tokenizer, to_pipeline
 
 UNET = {

@@ -24,7 +24,7 @@ import torch
 from benchmarks.full_size.sd15 import save_random_checkpoint
 from freeprompt import Editor
 from freeprompt.export.exporter import ExportSettings, export_checkpoint
-from freeprompt.runtime.plan import step_to_inputs
+from freeprompt.runtime.plan.plan import step_to_inputs
 
 
 def peak_gigabytes() -> float:

@@ -17,9 +17,10 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any, Callable
+from typing import Any
 
 import numpy as np
 
@@ -65,8 +66,8 @@ def step_feeds(size: int) -> dict[str, Numbers]:
 
 def open_step(contender: str, work: Path, threads: int) -> Callable[[int], Numbers]:
     """One step, by image size, of freeprompt or of the same graph's module in PyTorch."""
-    from freeprompt.bundle import Bundle
-    from freeprompt.engines.onnxruntime_backend import OnnxRuntimeBackend
+    from freeprompt.contract.bundle import Bundle
+    from freeprompt.engines.onnxruntime.backend import OnnxRuntimeBackend
 
     bundle = Bundle.open(work / "bundle", verify=False)
     session: Any

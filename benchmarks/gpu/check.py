@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any
 
 from benchmarks.gpu import measure
 from benchmarks.gpu.report import merge, prepared_table, profile_table, table
 from benchmarks.gpu.results import Results, machine_facts
-from freeprompt.bundle import Bundle
-from freeprompt.engines.session import Backend
+from freeprompt.contract.bundle import Bundle
+from freeprompt.contract.session import Backend
 
 
 class Check:
@@ -32,7 +33,7 @@ class Check:
         self.device = "cpu" if dry else "cuda"
         work.mkdir(parents=True, exist_ok=True)
         out.mkdir(parents=True, exist_ok=True)
-        self._bundle: Optional[Bundle] = None
+        self._bundle: Bundle | None = None
 
     @property
     def checkpoint(self) -> Path:
@@ -118,7 +119,7 @@ class Check:
         """Without what ``cuda_build`` has prepared."""
 
         def create() -> Backend:
-            from freeprompt.engines.onnxruntime_backend import OnnxRuntimeBackend
+            from freeprompt.engines.onnxruntime.backend import OnnxRuntimeBackend
 
             return OnnxRuntimeBackend("cuda", prepared=False)
 
@@ -126,7 +127,7 @@ class Check:
 
     def ort_cuda_graph(self) -> None:
         def create() -> Backend:
-            from freeprompt.engines.cuda_onnxruntime import BoundOnnxRuntimeBackend
+            from freeprompt.engines.onnxruntime.captured import BoundOnnxRuntimeBackend
 
             return BoundOnnxRuntimeBackend()
 
@@ -174,7 +175,7 @@ class Check:
         part: str,
         create: Callable[[], Backend],
         records: tuple[str, ...] = ("none", "exact"),
-        effort: Optional[measure.Effort] = None,
+        effort: measure.Effort | None = None,
     ) -> None:
         once = self.results(part).once
         measure.measure_backend(once, self.bundle, create, self.out, effort or self.effort, records)
@@ -206,12 +207,12 @@ class Check:
 
 
 def _onnxruntime(name: str) -> Backend:
-    from freeprompt.engines.onnxruntime_backend import OnnxRuntimeBackend
+    from freeprompt.engines.onnxruntime.backend import OnnxRuntimeBackend
 
     return OnnxRuntimeBackend(name)
 
 
 def _tensorrt(cuda_graphs: bool) -> Backend:
-    from freeprompt.engines.tensorrt_session import TensorRTBackend
+    from freeprompt.engines.tensorrt.backend import TensorRTBackend
 
     return TensorRTBackend(cuda_graphs=cuda_graphs)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Callable
+from typing import Any
 
 import msgspec
 
-from freeprompt.bundle import Bundle
-from freeprompt.engines.tensorrt_bundle import LATENCY, MEMORY, BundleBuild, build_bundle
-from freeprompt.engines.tensorrt_profile import DEFAULT_ROWS, Rows, Shapes
-from freeprompt.engines.tensorrt_session import TensorRTBackend
+from freeprompt.contract.bundle import Bundle
+from freeprompt.engines.shapes import DEFAULT_ROWS, Rows, Shapes
+from freeprompt.engines.tensorrt.backend import TensorRTBackend
+from freeprompt.engines.tensorrt.bundle_build import LATENCY, MEMORY, BundleBuild, build_bundle
 
 Once = Callable[[str, Callable[[], Any]], Any]
 
@@ -62,8 +63,8 @@ def prepare_graphs(bundle: Bundle, backend: Any, once: Once) -> None:
 def _prepare(bundle: Bundle, graph: str, backend: Any) -> dict[str, Any]:
     import onnxruntime
 
-    from freeprompt.engines.cuda_build import prepare_bundle
-    from freeprompt.engines.cuda_store import CudaStore
+    from freeprompt.engines.onnxruntime.prepare import prepare_bundle
+    from freeprompt.engines.onnxruntime.prepared_store import CudaStore
 
     latents = bundle.manifest.latents
     rows = tuple(Rows.parse(text) for text in DEFAULT_ROWS.split(","))

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any
 
 import numpy as np
 
 from freeprompt import Editor
-from freeprompt.bundle import Bundle
-from freeprompt.engines.cuda_runtime import import_cudart
-from freeprompt.engines.engine_parity import seeded_inputs
-from freeprompt.engines.session import Backend, NumpyArray
-from freeprompt.engines.tensorrt_profile import Rows
-from freeprompt.errors import BackendError
+from freeprompt.contract.bundle import Bundle
+from freeprompt.contract.errors import BackendError
+from freeprompt.contract.session import Backend, NumpyArray
+from freeprompt.engines.comparison import seeded_inputs
+from freeprompt.engines.cuda.runtime import import_cudart
+from freeprompt.engines.shapes import Rows
 
 ROWS = (1, 2, 3, 4, 6, 8)
 PROMPT = "a red cat"
@@ -135,7 +135,7 @@ def time_edits(bundle: Bundle, backend: Backend, effort: Effort, record: str) ->
     return results
 
 
-def device_bytes() -> Optional[int]:
+def device_bytes() -> int | None:
     """Device memory in use by everything on the GPU; None without one."""
     try:
         cudart = import_cudart()

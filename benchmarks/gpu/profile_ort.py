@@ -22,8 +22,8 @@ import onnxruntime as ort
 
 from benchmarks.gpu.kinds import Timed, summarise
 from benchmarks.gpu.measure import step_feeds
-from freeprompt.bundle import Bundle
-from freeprompt.engines.onnxruntime_backend import OnnxRuntimeBackend
+from freeprompt.contract.bundle import Bundle
+from freeprompt.engines.onnxruntime.backend import OnnxRuntimeBackend
 
 WARM = 3
 

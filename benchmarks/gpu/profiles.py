@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import util
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 from benchmarks.gpu.kinds import Timed, summarise
 from benchmarks.gpu.measure import step_feeds
-from freeprompt.bundle import Bundle
+from freeprompt.contract.bundle import Bundle
 
 ROWS = 2  # an edit's step with one prompt once nothing is replaced
 RUNS = 10
@@ -25,7 +25,7 @@ def profiles(bundle: Bundle, checkpoint: Path, dry: bool) -> Iterator[tuple[str,
             name = "torch-compile" if compiled else "torch-eager"
             yield name, partial(_torch, bundle, checkpoint, compiled, dry)
     if util.find_spec("onnxruntime") is not None:
-        from freeprompt.engines.onnxruntime_library import available
+        from freeprompt.engines.onnxruntime.library import available
 
         backend = "cpu" if dry else "cuda"
         if backend in available():
@@ -44,7 +44,7 @@ def tensorrt_profile(session: Any, feeds: dict[str, Any], runs: int = RUNS) -> d
 
 
 def _tensorrt(bundle: Bundle) -> dict[str, Any]:
-    from freeprompt.engines.tensorrt_session import TensorRTBackend
+    from freeprompt.engines.tensorrt.backend import TensorRTBackend
 
     backend = TensorRTBackend(cuda_graphs=False)
     return tensorrt_profile(backend.open(bundle, "step"), step_feeds(bundle, backend, ROWS))
@@ -58,7 +58,7 @@ def _onnxruntime(bundle: Bundle, backend: str) -> dict[str, Any]:
 
 def _onnxruntime_kernels(bundle: Bundle) -> dict[str, Any]:
     from benchmarks.gpu.profile_torch import profile_kernels, synchronized
-    from freeprompt.engines.onnxruntime_backend import OnnxRuntimeBackend
+    from freeprompt.engines.onnxruntime.backend import OnnxRuntimeBackend
 
     backend = OnnxRuntimeBackend("cuda")
     session, feeds = backend.open(bundle, "step"), step_feeds(bundle, backend, ROWS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from benchmarks.gpu.kinds import NAMES
 from benchmarks.gpu.measure import ROWS
@@ -88,7 +88,7 @@ def _columns(lines: list[list[str]]) -> Iterator[str]:
         yield "  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths))
 
 
-def _step_cell(step: Any, macs: int, peak: Optional[float]) -> str:
+def _step_cell(step: Any, macs: int, peak: float | None) -> str:
     if not step or "error" in step:
         return "-" if not step else "failed"
     cell = f"{step['ms_per_row']:.2f}"

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any
 
-from freeprompt.files import atomic_path
+from freeprompt.contract.files import atomic_path
 
 PACKAGES = ("freeprompt", "numpy", "torch", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "cuda-bindings")
 _QUERY = "name,driver_version,memory.total,clocks.sm,clocks.mem,clocks.max.sm,power.limit,temperature.gpu"
@@ -53,7 +54,7 @@ def machine_facts() -> dict[str, Any]:
     }
 
 
-def nvidia_smi() -> Optional[dict[str, str]]:
+def nvidia_smi() -> dict[str, str] | None:
     """What the driver's tool says of the first GPU; None without one."""
     command = ["nvidia-smi", f"--query-gpu={_QUERY}", "--format=csv,noheader", "--id=0"]
     try:
@@ -63,7 +64,7 @@ def nvidia_smi() -> Optional[dict[str, str]]:
     return dict(zip(_QUERY.split(","), (value.strip() for value in done.stdout.split(","))))
 
 
-def _version(name: str) -> Optional[str]:
+def _version(name: str) -> str | None:
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

@@ -12,8 +12,8 @@ import torch
 from benchmarks.gpu import measure
 from benchmarks.peers.literal import LiteralReference, open_pipeline
 from benchmarks.peers.torch_editor import TorchBackend
-from freeprompt.bundle import Bundle
-from freeprompt.engines.engine_parity import seeded_inputs
+from freeprompt.contract.bundle import Bundle
+from freeprompt.engines.comparison import seeded_inputs
 
 
 def refer_steps(bundle: Bundle, checkpoint: Path, device: str, rows: tuple[int, ...], out: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 
-from freeprompt.export.checkpoint import quiet
+from freeprompt.export.checkpoint.load import quiet
 
 # Self-attention maps of one row in one evaluation, [heads, N, N] by layer (from 1).
 Maps = dict[int, Tensor]

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from freeprompt import Editor
-from freeprompt.bundle import Bundle
-from freeprompt.engines.session import Array, Feed, NumpyArray, check_feeds
-from freeprompt.export.attention import RoutedCrossAttention, RoutedSelfAttention, Routing
-from freeprompt.export.checkpoint import load_checkpoint
-from freeprompt.export.layers import set_routed_attention, unet_to_architecture
-from freeprompt.export.stage_graphs import StepGraph, TextEncoderGraph, VaeDecoderGraph, VaeEncoderGraph
-from freeprompt.manifest import TensorSpec
+from freeprompt.contract.bundle import Bundle
+from freeprompt.contract.manifest import TensorSpec
+from freeprompt.contract.session import Array, Feed, NumpyArray, check_feeds
+from freeprompt.export.checkpoint.load import load_checkpoint
+from freeprompt.export.model.attention import RoutedCrossAttention, RoutedSelfAttention, Routing
+from freeprompt.export.model.layers import set_routed_attention, unet_to_architecture
+from freeprompt.export.model.modules import StepGraph, TextEncoderGraph, VaeDecoderGraph, VaeEncoderGraph
 
 
 @dataclass(frozen=True)

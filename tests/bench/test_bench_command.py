@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from freeprompt import Editor
-from freeprompt.benchreport import MAX_BYTES, comparison_to_text, differences, read_report, too_few
-from freeprompt.clibench import BenchSettings, run_bench
-from freeprompt.errors import UsageError
-from tests.cli_runner import assert_fails, call
+from freeprompt.bench.measure import BenchSettings, run_bench
+from freeprompt.bench.report import MAX_BYTES, comparison_to_text, differences, read_report, too_few
+from freeprompt.contract.errors import UsageError
+from tests.cli.runner import assert_fails, call
 
 Capture = pytest.CaptureFixture[str]
 FIGURES = {"load", "encode", "invert", "record", "first edit", "text", "denoise", "decode", "further edit", "row"}

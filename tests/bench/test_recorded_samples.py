@@ -8,8 +8,8 @@ from statistics import median
 
 import pytest
 
-from freeprompt.benchreport import Report, comparison_to_text, read_report
-from freeprompt.benchstats import compare
+from freeprompt.bench.report import Report, comparison_to_text, read_report
+from freeprompt.bench.statistics import compare
 
 RECORDED = Path(__file__).parent / "recorded"
 # Figures that run no U-Net graph are not slowed.

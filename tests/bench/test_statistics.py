@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from freeprompt.benchstats import (
+from freeprompt.bench.statistics import (
     FALSE_ALARMS,
     Comparison,
     compare,

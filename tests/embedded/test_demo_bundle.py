@@ -15,8 +15,8 @@ from tokenizers import Tokenizer
 
 from benchmarks.peers.literal import LiteralReference
 from freeprompt import Editor
-from freeprompt.export.checkpoint import quiet
-from freeprompt.export.parity import THRESHOLDS
+from freeprompt.export.checkpoint.load import quiet
+from freeprompt.export.graph.parity import THRESHOLDS
 
 ROOT = Path(__file__).parents[2]
 CHECKPOINT = ROOT / "benchmarks" / "embedded" / "checkpoint"

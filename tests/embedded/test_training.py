@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import pathlib
-from typing import Callable, Union
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ SIZES = model.ModelConfig(
 )
 CONFIG = TrainConfig(samples=24, batch=4, warmup=8)
 
-Training = Union[DenoiserTraining, AutoencoderTraining]
+Training = DenoiserTraining | AutoencoderTraining
 
 
 @pytest.fixture(autouse=True)
@@ -183,7 +184,7 @@ def test_learning_rate() -> None:
     rates = [learning_rate(config, samples) for samples in range(0, 1000, 10)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[10:60] == [1.0] * 50
-    assert all(a >= b for a, b in zip(rates[60:], rates[61:]))
+    assert all(a >= b for a, b in itertools.pairwise(rates[60:]))
     assert rates[-1] < 0.03
 
 

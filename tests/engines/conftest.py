@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from freeprompt.bundle import Bundle
-from freeprompt.engines.cuda_fusion import CudaGraph, fuse_for_cuda
-from freeprompt.engines.cuda_runtime import CudaRuntime
-from freeprompt.engines.tensorrt_bundle import BundleBuild, Outcome, build_bundle
-from freeprompt.engines.tensorrt_profile import Rows, Shapes
-from freeprompt.engines.tensorrt_session import TensorRTBackend
-from tests.engines.fake_cuda import FakeCudart
-from tests.engines.fake_tensorrt import FakeTensorRT
+from freeprompt.contract.bundle import Bundle
+from freeprompt.engines.cuda.runtime import CudaRuntime
+from freeprompt.engines.onnxruntime.cuda_form import CudaGraph, fuse_for_cuda
+from freeprompt.engines.shapes import Rows, Shapes
+from freeprompt.engines.tensorrt.backend import TensorRTBackend
+from freeprompt.engines.tensorrt.bundle_build import BundleBuild, Outcome, build_bundle
+from tests.engines.cuda.fake_cuda import FakeCudart
+from tests.engines.tensorrt.fake_tensorrt import FakeTensorRT
 
 SIZE = (64, 64)
 

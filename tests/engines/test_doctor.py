@@ -10,16 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from freeprompt.bundle import Bundle
-from freeprompt.clibenchmeter import MeteredBackend, rows_by_graph
-from freeprompt.engines import doctor, footprint, onnxruntime_backend, select
-from freeprompt.engines.cuda_runtime import CudaRuntime, DeviceInfo
+from freeprompt.bench.meter import MeteredBackend, rows_by_graph
+from freeprompt.contract.bundle import Bundle
+from freeprompt.contract.errors import BackendError, UsageError
+from freeprompt.engines import doctor, footprint, select
+from freeprompt.engines.cuda.runtime import CudaRuntime, DeviceInfo
 from freeprompt.engines.fake import FakeBackend
-from freeprompt.engines.ort_tensorrt import warm_bundle
-from freeprompt.engines.tensorrt_profile import Rows, Shapes
-from freeprompt.errors import BackendError, UsageError
+from freeprompt.engines.onnxruntime import backend
+from freeprompt.engines.onnxruntime.tensorrt_provider import warm_bundle
+from freeprompt.engines.shapes import Rows, Shapes
 from tests.engines.conftest import SIZE, Machine
-from tests.engines.fake_cuda import FakeCudart
+from tests.engines.cuda.fake_cuda import FakeCudart
 
 without_gpu = pytest.mark.skipif(
     select.tensorrt_problem(None) is None or select._cuda_problem() is None, reason="this machine has a GPU backend"
@@ -221,7 +222,7 @@ def test_an_onnxruntime_that_is_refused_is_told_and_nothing_is_chosen(monkeypatc
     def refuse(name: str) -> None:
         raise BackendError("onnxruntime 1.20.0 is installed, and versions before 1.21.1 fail")
 
-    monkeypatch.setattr(onnxruntime_backend, "check_available", refuse)
+    monkeypatch.setattr(backend, "check_available", refuse)
     monkeypatch.setattr(select, "tensorrt_problem", lambda bundle: "no engine")
     monkeypatch.setattr(select, "_cuda_problem", lambda: "no driver")
     report = doctor.examine()

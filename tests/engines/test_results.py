@@ -11,19 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from freeprompt.bundle import Bundle
-from freeprompt.engines.cuda_memory import DevicePool
-from freeprompt.engines.cuda_onnxruntime import BoundSession
-from freeprompt.engines.cuda_runtime import CudaRuntime
+from freeprompt.contract.bundle import Bundle
+from freeprompt.contract.errors import BackendError
+from freeprompt.contract.manifest import TensorSpec
+from freeprompt.contract.session import HostArray, check_results
+from freeprompt.engines.cuda.memory import DevicePool
+from freeprompt.engines.cuda.runtime import CudaRuntime
 from freeprompt.engines.fake import FakeBackend
-from freeprompt.engines.session import HostArray, check_results
-from freeprompt.errors import BackendError
-from freeprompt.manifest import TensorSpec
+from freeprompt.engines.onnxruntime.captured import BoundSession
 from freeprompt.runtime import stages
-from freeprompt.runtime.graphs import Graphs
+from freeprompt.runtime.sessions import Graphs
 from tests.engines.conftest import Machine
-from tests.engines.fake_cuda import FakeCudart
-from tests.engines.fake_onnxruntime import FakeOrtSession
+from tests.engines.cuda.fake_cuda import FakeCudart
+from tests.engines.onnxruntime.fake_onnxruntime import FakeOrtSession
 
 SPECS = (
     TensorSpec("x", "float32", ("rows", 4, "tokens")),

@@ -11,13 +11,14 @@ import onnxruntime as ort
 import pytest
 import safetensors.numpy
 
-from freeprompt.bundle import Bundle
-from freeprompt.engines import onnxruntime_library, verify
-from freeprompt.engines.onnxruntime_backend import OnnxRuntimeBackend
-from freeprompt.engines.session import Array, Feed, HostArray, NumpyArray
+from freeprompt.contract.bundle import Bundle
+from freeprompt.contract.errors import BackendError, BundleError
+from freeprompt.contract.manifest import TensorSpec
+from freeprompt.contract.session import Array, Feed, HostArray, NumpyArray
+from freeprompt.engines import verify
+from freeprompt.engines.onnxruntime import library
+from freeprompt.engines.onnxruntime.backend import OnnxRuntimeBackend
 from freeprompt.engines.verify import Runner, Verified, verify_session
-from freeprompt.errors import BackendError, BundleError
-from freeprompt.manifest import TensorSpec
 from tests.damage import Json, copy_bundle, edit_manifest, rehash
 
 RUNNER = Runner("Some Runtime 1.0", "for tests")
@@ -135,7 +136,7 @@ def test_backends_ask_before_they_return_a_session(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv(verify.CACHE_VARIABLE, str(tmp_path))
-    monkeypatch.setattr("freeprompt.engines.onnxruntime_backend.OnnxRuntimeSession.run", _zeros)
+    monkeypatch.setattr("freeprompt.engines.onnxruntime.backend.OnnxRuntimeSession.run", _zeros)
     with pytest.raises(BackendError, match=r"ONNX Runtime .* computes graph text_encoder wrong here"):
         OnnxRuntimeBackend("cpu", threads=1).open(bundle, "text_encoder")
     assert not list(tmp_path.rglob("*.json"))
@@ -189,4 +190,4 @@ def test_versions_that_compute_wrong_are_refused(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("version", ["1.21.1", "1.22.0", "1.32.0", "1.23.0.dev20250801", "2.0.0", "1.22"])
 def test_versions_that_compute_right_are_taken(version: str) -> None:
-    onnxruntime_library.check_version(version)
+    library.check_version(version)

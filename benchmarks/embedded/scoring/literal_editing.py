@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Sequence
-from typing import Optional, Union
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ class LiteralEditing:
         self._inversions: dict[tuple[bytes, int], list[torch.Tensor]] = {}
 
     @classmethod
-    def open(cls, folder: Union[str, pathlib.Path]) -> LiteralEditing:
+    def open(cls, folder: str | pathlib.Path) -> LiteralEditing:
         """Opens a saved pipeline folder in float32."""
         return cls(LiteralReference(open_pipeline(pathlib.Path(folder))))
 
@@ -61,7 +60,7 @@ class LiteralEditing:
         """See `Editing`."""
         by_image = []
         for row, image in enumerate(images):
-            maps: Optional[list[Maps]] = [] if method.reuse else None
+            maps: list[Maps] | None = [] if method.reuse else None
             edited = self.reference.edit(
                 self._invert(image, steps, maps),
                 [prompts[row] for prompts in targets],
@@ -79,7 +78,7 @@ class LiteralEditing:
         """See `Editing`."""
         return self.decode(torch.from_numpy(latents))
 
-    def _invert(self, image: world.ByteArray, steps: int, maps: Optional[list[Maps]] = None) -> list[torch.Tensor]:
+    def _invert(self, image: world.ByteArray, steps: int, maps: list[Maps] | None = None) -> list[torch.Tensor]:
         """Inversion that is kept, since several methods edit the same pictures; with `maps` it is made anew."""
         key = (image.tobytes(), steps)
         if maps is not None or key not in self._inversions:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Union
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from benchmarks.embedded.scoring.editing import Editing, Method
 from benchmarks.embedded.verdict import GOOD_IOU, judge
 from benchmarks.embedded.world import KINDS, edited_scene
 
-Outcome = dict[str, Union[bool, float]]
+Outcome = dict[str, bool | float]
 """One scene's values by column: booleans become rates, numbers means."""
 
 Sections = dict[str, list[Outcome]]

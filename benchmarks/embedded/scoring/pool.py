@@ -7,7 +7,6 @@ import multiprocessing
 import pathlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from typing import Optional
 
 from benchmarks.embedded import world
 from benchmarks.embedded.scoring.editing import Editing
@@ -29,9 +28,9 @@ class Model:
     """
 
     bundle: str = "demo"
-    checkpoint: Optional[pathlib.Path] = None
+    checkpoint: pathlib.Path | None = None
     threads: int = 1
-    cache: Optional[pathlib.Path] = None
+    cache: pathlib.Path | None = None
 
     def open(self) -> Editing:
         """Opens it in this process."""
@@ -53,7 +52,7 @@ class Model:
             from benchmarks.embedded.training.denoiser import fingerprint
 
             return {"through": "the literal reference, PyTorch", "weights": fingerprint(self.checkpoint)["unet"]}
-        from freeprompt.bundle import Bundle
+        from freeprompt.contract.bundle import Bundle
         from freeprompt.editor import DEMO, demo_bundle
 
         bundle = Bundle.open(demo_bundle() if self.bundle == DEMO else self.bundle, verify=False)

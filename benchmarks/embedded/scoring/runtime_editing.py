@@ -8,7 +8,6 @@ import hashlib
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Optional, Union
 
 import numpy as np
 from PIL import Image
@@ -16,7 +15,7 @@ from PIL import Image
 from benchmarks.embedded import world
 from benchmarks.embedded.scoring.editing import Method
 from freeprompt import Editor, Inversion
-from freeprompt.runtime.recording import AUTO, FROM_INVERSION, NONE
+from freeprompt.runtime.source.recording import AUTO, FROM_INVERSION, NONE
 
 HELD = 8
 """Inversions in memory: with their records they take 6 MB each at 25 steps."""
@@ -34,7 +33,7 @@ class RuntimeEditing:
         cache: folder of saved inversions; made if it is not there.
     """
 
-    def __init__(self, editor: Editor, cache: Optional[pathlib.Path] = None) -> None:
+    def __init__(self, editor: Editor, cache: pathlib.Path | None = None) -> None:
         self.editor = editor
         self.cache = cache
         self._held: collections.OrderedDict[str, Inversion] = collections.OrderedDict()
@@ -44,10 +43,10 @@ class RuntimeEditing:
     @classmethod
     def open(
         cls,
-        bundle: Union[str, pathlib.Path],
+        bundle: str | pathlib.Path,
         backend: str = "cpu",
         threads: int = 1,
-        cache: Optional[pathlib.Path] = None,
+        cache: pathlib.Path | None = None,
     ) -> RuntimeEditing:
         """Opens a bundle folder, or "demo"."""
         return cls(Editor.load(bundle, backend, threads=threads), cache)

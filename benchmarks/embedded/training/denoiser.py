@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import pathlib
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,8 +48,8 @@ class DenoiserTraining:
         device: str = "cpu",
         *,
         compiled: bool = False,
-        replicas: Optional[Replicas] = None,
-        start_from: Optional[pathlib.Path] = None,
+        replicas: Replicas | None = None,
+        start_from: pathlib.Path | None = None,
     ) -> None:
         torch.manual_seed(config.seed)
         self.config = config

@@ -1,0 +1,47 @@
+"""ONNX Runtime's TensorRT provider: having it build, and keep in the bundle, what an edit would wait for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from freeprompt.contract.bundle import Bundle
+from freeprompt.contract.errors import BackendError
+from freeprompt.contract.session import Backend
+from freeprompt.engines.comparison import THRESHOLDS, EngineParity, profile_to_sizes, session_to_parity
+from freeprompt.engines.shapes import Shapes
+from freeprompt.engines.tensorrt.progress import Progress
+
+
+def warm_bundle(
+    bundle: Bundle,
+    shapes: Shapes,
+    backend: Backend,
+    graphs: tuple[str, ...] = (),
+    progress: Progress = lambda line: None,
+) -> Iterator[EngineParity]:
+    """Run every graph once at every shape; the provider builds what its cache lacks, and keeps it.
+
+    Args:
+        graphs: names; empty: every graph of the bundle.
+
+    Yields:
+        how far each differs from ONNX Runtime on the CPU.
+
+    Raises:
+        BackendError: a graph cannot be run, or differs by more than its precision allows.
+        UsageError: a shape that the model cannot take.
+    """
+    bound = THRESHOLDS[bundle.manifest.precision]
+    for graph in graphs or tuple(bundle.manifest.graphs):
+        session = backend.open(bundle, graph)
+        for profile in shapes.profiles(bundle.manifest, graph):
+            progress(f"running {graph} at {profile}")
+            parity = session_to_parity(bundle, graph, session, profile_to_sizes(profile), runs=1)
+            if not parity.relative_l2 <= bound:
+                raise BackendError(
+                    f"graph {graph} is wrong on backend {backend.name}: it differs from ONNX Runtime on the CPU by "
+                    f"{parity.relative_l2:.1e} (relative L2, {parity.shapes}); {bound:.0e} is allowed in "
+                    f"{bundle.manifest.precision}. Use --backend cuda"
+                )
+            yield replace(parity, shapes=f"{graph} at {parity.shapes}")

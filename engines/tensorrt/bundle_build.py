@@ -1,0 +1,217 @@
+"""Building the engines of a bundle: each graph, for each shape, checked against the reference before it is kept."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from freeprompt.contract.bundle import Bundle
+from freeprompt.contract.errors import BackendError, UsageError
+from freeprompt.contract.manifest import Manifest
+from freeprompt.engines.comparison import THRESHOLDS, EngineParity, profile_to_sizes, session_to_parity
+from freeprompt.engines.onnxruntime.external_data import checked_snapshot
+from freeprompt.engines.shapes import Profile, Shapes
+from freeprompt.engines.tensorrt.backend import TensorRTBackend
+from freeprompt.engines.tensorrt.builder import BuilderSettings, build_engine
+from freeprompt.engines.tensorrt.context import LoadedEngine
+from freeprompt.engines.tensorrt.metadata import EngineRecord
+from freeprompt.engines.tensorrt.progress import Progress
+from freeprompt.engines.tensorrt.store import EngineStore, Found
+
+MEMORY, LATENCY = "memory", "latency"
+
+
+@dataclass(frozen=True)
+class BundleBuild:
+    """What to build of a bundle.
+
+    Attributes:
+        shapes: sizes and rows.
+        profile: "memory": one engine a graph, whose weights all shapes share; "latency": one for each shape, with the
+            shapes fixed in the network, each with weights of its own.
+        graphs: names; empty: every graph of the bundle.
+        trust: also check and adopt engines that lie in the bundle and were built elsewhere.
+    """
+
+    shapes: Shapes
+    profile: str = MEMORY
+    graphs: tuple[str, ...] = ()
+    workspace_bytes: int | None = None
+    optimization_level: int = 3
+    trust: bool = False
+
+    def __post_init__(self) -> None:
+        if self.profile not in (MEMORY, LATENCY):
+            raise UsageError(f"unknown profile {self.profile!r}; use {MEMORY} or {LATENCY}")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One engine: its file, what is known of it, and whether it was built now ("built", "kept" or "adopted")."""
+
+    path: Path
+    record: EngineRecord
+    how: str
+
+
+def build_bundle(
+    bundle: Bundle,
+    build: BundleBuild,
+    backend: TensorRTBackend,
+    store: EngineStore | None = None,
+    progress: Progress = lambda line: None,
+) -> Iterator[Outcome]:
+    """Build what is missing, one engine after the other; an interrupted build goes on where it was.
+
+    Raises:
+        BackendError: an engine cannot be built, or does not compute what its graph says.
+        UsageError: a shape that the model cannot take.
+        OutputError: the engines' folder cannot be written.
+    """
+    store = store or EngineStore(bundle, backend.machine)
+    graphs = build.graphs or tuple(bundle.manifest.graphs)
+    planned = [(g, *group) for g in graphs for group in _groups(build, build.shapes.profiles(bundle.manifest, g))]
+    if build.trust:
+        yield from _adopt(bundle, backend, store, progress)
+    for graph, profiles, baked in planned:
+        yield _build_one(bundle, graph, profiles, baked, build, backend, store, progress)
+
+
+def _groups(build: BundleBuild, profiles: tuple[Profile, ...]) -> list[tuple[tuple[Profile, ...], bool]]:
+    """Which profiles share an engine, and whether their shapes are fixed in it."""
+    if build.profile == LATENCY and all(profile.is_static for profile in profiles):
+        return [((profile,), True) for profile in profiles]
+    return [(profiles, False)]
+
+
+def _build_one(
+    bundle: Bundle,
+    graph: str,
+    profiles: tuple[Profile, ...],
+    baked: bool,
+    build: BundleBuild,
+    backend: TensorRTBackend,
+    store: EngineStore,
+    progress: Progress,
+) -> Outcome:
+    manifest, machine = bundle.manifest, backend.machine
+    _check_float32_parts(manifest, graph, machine.tensorrt)
+    layers = len(manifest.layers) + manifest.cross_layers
+    record = EngineRecord(
+        graph=graph,
+        graph_sha256=bundle.graph_sha256(graph),
+        tensorrt=machine.tensorrt,
+        capability=machine.capability,
+        precision=manifest.precision,
+        profiles=profiles,
+        baked=baked,
+        optimization_level=build.optimization_level,
+        workspace_bytes=build.workspace_bytes,
+        device=machine.device,
+        attention_layers=layers if graph.startswith("step") else 0,
+        parity_threshold=THRESHOLDS[manifest.precision],
+    )
+    with store.lock(Path(record.name).stem):
+        kept = _kept(store, record)
+        if kept is not None:
+            assert kept.record is not None
+            return Outcome(kept.path, kept.record, "kept")
+        settings = BuilderSettings(manifest.precision, build.workspace_bytes, build.optimization_level, baked)
+        shapes = "; ".join(str(profile) for profile in profiles)
+        progress(f"building {graph} ({shapes}) with TensorRT {machine.tensorrt} for {machine.device}")
+        cache = store.folder / f"timing-{machine.tensorrt}-{machine.capability}.cache"
+        spec = manifest.graph(graph)
+        with checked_snapshot(bundle, graph) as path:
+            built = build_engine(backend.trt, path, spec.inputs, profiles, settings, cache, progress)
+        data = bytes(built.engine)
+        record = replace(record, build_seconds=round(built.seconds, 3))
+        record = _examined(bundle, record, data, backend, progress)
+        return Outcome(store.save(record, data), record, "built")
+
+
+def _check_float32_parts(manifest: Manifest, graph: str, tensorrt: str) -> None:
+    """Refuse to build where the builder would choose the precision that the export has ruled out.
+
+    Before 10 a network does not say which precision its layers have: with the FP16 flag the builder may halve any.
+    """
+    if manifest.half_precision is None or int(tensorrt.split(".")[0]) >= 10:
+        return
+    owner = "unet" if graph.startswith(("step", "record")) else graph
+    kept = [part for part in manifest.half_precision.float32_parts if part.graph == owner]
+    if kept:
+        raise BackendError(
+            f"graph {graph} has {len(kept)} parts that must stay float32 (the first: {kept[0].part or 'all of it'}, "
+            f"{kept[0].reason}), and TensorRT {tensorrt} may halve them; use TensorRT 10.3 or later, --backend cuda, "
+            "or an export in float32"
+        )
+
+
+def _kept(store: EngineStore, record: EngineRecord) -> Found | None:
+    for found in store.scan(record.graph):
+        if found.path.name == record.name and found.refused is None:
+            return found
+    return None
+
+
+def _examined(
+    bundle: Bundle, record: EngineRecord, data: bytes, backend: TensorRTBackend, progress: Progress
+) -> EngineRecord:
+    """The record with what an engine is measured to be.
+
+    Raises:
+        BackendError: it fails parity.
+    """
+    engine = backend.load(data)
+    inspection = engine.inspect()
+    record = replace(
+        record,
+        engine_sha256=hashlib.sha256(data).hexdigest(),
+        engine_bytes=len(data),
+        device_memory_bytes=engine.device_memory_bytes,
+        layers=inspection.layers,
+        fused_attention=inspection.fused_attention,
+    )
+    session = backend.session(bundle, record.graph, (LoadedEngine(engine, record.profiles, record.name),))
+    parity: list[EngineParity] = []
+    try:
+        for profile in record.profiles:
+            progress(f"checking {record.graph} at {profile} against ONNX Runtime on the CPU")
+            parity.append(session_to_parity(bundle, record.graph, session, profile_to_sizes(profile)))
+    finally:
+        session.close()
+    record = replace(record, parity=tuple(parity))
+    if not record.passed:
+        worst = max(parity, key=lambda p: p.relative_l2)
+        raise BackendError(
+            f"the engine of graph {record.graph} is wrong: it differs from ONNX Runtime by {worst.relative_l2:.1e} "
+            f"(relative L2, {worst.shapes}); {record.parity_threshold:.0e} is allowed in {record.precision}. It was "
+            f"not kept. Use another TensorRT than {record.tensorrt}, --backend cuda, or an export in float32"
+        )
+    _report_fusion(record, progress)
+    return record
+
+
+def _report_fusion(record: EngineRecord, progress: Progress) -> None:
+    """Losing fused attention is silent otherwise, and costs most of the speed."""
+    if not record.attention_layers:
+        return
+    if record.fused_attention is None:
+        progress(f"{record.graph}: TensorRT {record.tensorrt} does not show whether attention was fused")
+    elif record.fused_attention < record.attention_layers:
+        progress(
+            f"{record.graph}: only {record.fused_attention} fused attention kernels for "
+            f"{record.attention_layers} attention layers; expect it to be slow"
+        )
+
+
+def _adopt(bundle: Bundle, backend: TensorRTBackend, store: EngineStore, progress: Progress) -> Iterator[Outcome]:
+    """Check the engines that are refused for their origin alone, and seal those that pass."""
+    trusting = EngineStore(bundle, backend.machine, trust=True)
+    refused = {found.path for found in store.scan() if found.refused is not None}
+    for found in trusting.scan():
+        if found.refused is None and found.record is not None and found.path in refused:
+            record = _examined(bundle, found.record, trusting.read(found), backend, progress)
+            store.adopt(found, record)
+            yield Outcome(found.path, record, "adopted")

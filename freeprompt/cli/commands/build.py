@@ -1,0 +1,213 @@
+"""``freeprompt build``: engines for the GPU of this machine."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from freeprompt.cli import options
+from freeprompt.cli.message import escaped
+from freeprompt.cli.stages import Stages
+
+if TYPE_CHECKING:
+    from freeprompt.contract.bundle import Bundle
+    from freeprompt.engines.shapes import Shapes
+    from freeprompt.engines.tensorrt.bundle_build import Outcome
+
+DESCRIPTION = """\
+Build TensorRT engines of BUNDLE for the GPU of this machine, and keep them in it. An engine holds
+for one GPU architecture and one TensorRT version. Each is compared with ONNX Runtime on the CPU;
+one that does not agree is not kept. What was built before is not built again, so that a build that
+was interrupted goes on where it was.
+
+With --backend ort-tensorrt the engines are those of ONNX Runtime's TensorRT provider, which builds
+them when a shape first runs: this runs and checks every shape once, so that an edit need not wait.
+
+With --backend cuda the graphs are rewritten for ONNX Runtime's CUDA provider (fused group norms and
+convolutions with channels last; needs the packages onnx and sympy). Each is compared with ONNX Runtime
+on the CPU and timed against the graph as exported, and --backend cuda and cuda-graph run it from then
+on if it is right and not slower."""
+
+# Backends that have nothing to build, and why.
+NOTHING_TO_BUILD = {
+    "cpu": "runs the graphs as they were exported",
+    "cuda-graph": "runs what was built for cuda, and records its steps while it runs",
+}
+BUILDABLE = "tensorrt, cuda or ort-tensorrt"
+# Options that only TensorRT's own builder takes, by their names in the parsed arguments.
+TENSORRT_ONLY = ("range", "profile", "workspace", "optimization_level", "trust")
+
+
+def register(subparsers: options.Subparsers) -> None:
+    """Add the command."""
+    parser = options.add_command(subparsers, "build", run, "build TensorRT engines for this machine", DESCRIPTION)
+    add_options(parser)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument("bundle", metavar="BUNDLE", help="the bundle's folder, or demo")
+    parser.add_argument(
+        "--backend",
+        default="tensorrt",
+        metavar="B",
+        help=f"what to build for: {BUILDABLE} (default: tensorrt); the others have nothing to build",
+    )
+    parser.add_argument(
+        "--size",
+        action="append",
+        type=options.width_and_height,
+        metavar="WxH",
+        help="image size in pixels; may be repeated (default: the model's native size)",
+    )
+    parser.add_argument(
+        "--rows",
+        default=None,
+        metavar="R,R,...",
+        help="batches of the U-Net, as ROWS or ROWS:LATENTS (default: 1,2,3, which is inversion, "
+        "generation, and an edit with one prompt)",
+    )
+    parser.add_argument(
+        "--range",
+        action="store_true",
+        help="one engine for everything from the least to the greatest size and rows; slower than exact shapes",
+    )
+    parser.add_argument(
+        "--record-rows",
+        type=options.positive_integer,
+        metavar="N",
+        help="source rows recorded in one evaluation (default: as many as an edit of that size records, at most 4)",
+    )
+    parser.add_argument(
+        "--profile",
+        default="memory",
+        choices=("memory", "latency"),
+        help="memory: one engine a graph, for all shapes; latency: one engine for each shape, "
+        "each with weights of its own (default: memory)",
+    )
+    parser.add_argument("--graph", action="append", metavar="NAME", help="only this graph; may be repeated")
+    parser.add_argument(
+        "--workspace",
+        type=_gibibytes,
+        metavar="GIB",
+        help="device memory for the scratch of one kernel (default: all)",
+    )
+    parser.add_argument("--optimization-level", type=int, default=3, metavar="0-5", help="TensorRT's (default: 3)")
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="also check and adopt engines in BUNDLE that were built elsewhere. An engine is code: "
+        "only if you know who built them",
+    )
+    parser.add_argument("-q", "--quiet", action="store_true", help="print errors only")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run the command."""
+    _check_backend(arguments)
+    bundle = options.open_bundle(arguments.bundle)
+    shapes = _shapes(bundle, arguments)
+    for graph in arguments.graph or ():
+        bundle.manifest.graph(graph)
+    stages = Stages(arguments.quiet)
+    if arguments.backend == "ort-tensorrt":
+        _warm_provider(bundle, shapes, arguments, stages)
+        return
+    if arguments.backend == "cuda":
+        from freeprompt.cli.cuda_build import prepare
+
+        prepare(bundle, shapes, tuple(arguments.graph or ()), stages, arguments.quiet)
+        return
+    from freeprompt.engines.tensorrt.backend import TensorRTBackend
+    from freeprompt.engines.tensorrt.bundle_build import BundleBuild, build_bundle
+
+    build = BundleBuild(
+        shapes,
+        arguments.profile,
+        tuple(arguments.graph or ()),
+        arguments.workspace,
+        arguments.optimization_level,
+        arguments.trust,
+    )
+    backend = TensorRTBackend()
+    with stages.stage("build"):
+        for outcome in build_bundle(bundle, build, backend, progress=stages.line):
+            if not arguments.quiet:
+                print(escaped(_outcome_to_line(outcome)), flush=True)
+    if not arguments.quiet:
+        print(stages.summary())
+
+
+def _check_backend(arguments: argparse.Namespace) -> None:
+    """Raises UsageError for a backend that has nothing to build, or an option that means nothing to it."""
+    from freeprompt.contract.errors import UsageError
+    from freeprompt.engines.select import BACKENDS
+
+    name = arguments.backend
+    if name in NOTHING_TO_BUILD:
+        raise UsageError(f"--backend {name} needs no build: it {NOTHING_TO_BUILD[name]}. Build for {BUILDABLE}")
+    if name not in BACKENDS:
+        raise UsageError(f"unknown backend {name!r}; build takes {BUILDABLE}")
+    if name == "auto":
+        raise UsageError(f"--backend auto is a choice among backends; build takes {BUILDABLE}")
+    if name == "tensorrt":
+        return
+    defaults = argparse.ArgumentParser()
+    add_options(defaults)
+    for option in TENSORRT_ONLY:
+        if getattr(arguments, option) != defaults.get_default(option):
+            raise UsageError(f"--{option.replace('_', '-')} means nothing to --backend {name}; leave it out")
+
+
+def _warm_provider(bundle: Bundle, shapes: Shapes, arguments: argparse.Namespace, stages: Stages) -> None:
+    from freeprompt.engines.onnxruntime.tensorrt_provider import warm_bundle
+    from freeprompt.engines.select import create_backend
+
+    backend = create_backend(arguments.backend)
+    with stages.stage("build"):
+        for parity in warm_bundle(bundle, shapes, backend, tuple(arguments.graph or ()), stages.line):
+            if not arguments.quiet:
+                line = f"{parity.shapes}: differs from ONNX Runtime on the CPU by {parity.relative_l2:.1e}"
+                print(escaped(line), flush=True)
+    if not arguments.quiet:
+        print(stages.summary())
+
+
+def _shapes(bundle: Bundle, arguments: argparse.Namespace) -> Shapes:
+    from freeprompt.engines.shapes import DEFAULT_ROWS, Rows, Shapes
+
+    latents = bundle.manifest.latents
+    rows = DEFAULT_ROWS if arguments.rows is None else arguments.rows
+    shapes = Shapes(
+        tuple(arguments.size or [(latents.width, latents.height)]),
+        tuple(Rows.parse(part) for part in rows.split(",")),
+        arguments.record_rows,
+        arguments.range,
+    )
+    for graph in bundle.manifest.graphs:
+        shapes.profiles(bundle.manifest, graph)  # a size that the model cannot take, before minutes of work
+    return shapes
+
+
+def _outcome_to_line(outcome: Outcome) -> str:
+    record = outcome.record
+    worst = max((p.relative_l2 for p in record.parity), default=float("nan"))
+    fused = ""
+    if record.attention_layers:
+        count = "an unknown number" if record.fused_attention is None else record.fused_attention
+        fused = f", {count} of {record.attention_layers} attention layers fused"
+    return (
+        f"{outcome.how} {outcome.path.name}: {record.engine_bytes / 1e6:.1f} MB, "
+        f"{record.build_seconds:.0f} s, scratch {record.device_memory_bytes / 1e6:.1f} MB, "
+        f"differs from ONNX Runtime by {worst:.1e}{fused}"
+    )
+
+
+def _gibibytes(text: str) -> int:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.001 <= value <= 1024:
+        raise argparse.ArgumentTypeError(f"expected GiB from 0.001 to 1024, not {text!r}")
+    return int(value * 2**30)

@@ -1,0 +1,161 @@
+"""The real Python bindings of TensorRT and CUDA on a machine that has neither.
+
+The wheels come from the package index (about 1 MB each, 12 MB for CUDA's) and are kept under build/. The bindings of
+TensorRT import once their C entry points are there; libraries of stubs that return nothing stand in for them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+FOLDER = ROOT / "build" / "tests" / "bindings"
+LIBRARIES = ("nvinfer", "nvinfer_plugin", "nvonnxparser", "nvparsers")
+# The nine entry points of the C interface, and what 8.6 takes from the parsers that 10 no longer has.
+ENTRY_POINTS = (
+    "createInferBuilder_INTERNAL",
+    "createInferRefitter_INTERNAL",
+    "createInferRuntime_INTERNAL",
+    "createNvOnnxParser_INTERNAL",
+    "createNvOnnxParserRefitter_INTERNAL",
+    "getBuilderPluginRegistry",
+    "getPluginRegistry",
+    "getNvOnnxParserVersion",
+    "initLibNvInferPlugins",
+    "_ZN11nvuffparser15createUffParserEv",
+    "_ZN11nvuffparser17shutdownProtobufLibraryEv",
+    "_ZN11nvuffparser8FieldMapC1EPKcPKvNS_9FieldTypeEi",
+    "_ZN14nvcaffeparser117createCaffeParserEv",
+    "_ZN14nvcaffeparser123shutdownProtobufLibraryEv",
+)
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A wheel of the package index; ``newest_python`` is the last minor version of CPython 3 that it exists for."""
+
+    package: str
+    version: str
+    newest_python: int
+
+
+TENSORRT = (
+    Wheel("tensorrt-bindings", "8.6.1", 11),
+    Wheel("tensorrt-cu12-bindings", "10.3.0", 12),
+    Wheel("tensorrt-cu12-bindings", "10.16.1.11", 13),
+    Wheel("tensorrt-cu12-bindings", "11.4.0.106", 13),
+)
+CUDA = (Wheel("cuda-bindings", "12.9.0", 13), Wheel("cuda-bindings", "13.5.0", 14))
+PATHFINDER = Wheel("cuda-pathfinder", "1.9.0", 99)
+
+# Lists every class with its members, and every function, of module sys.argv[1] into the file sys.argv[2].
+DESCRIBE = """
+import importlib, json, sys
+module = importlib.import_module(sys.argv[1])
+def member(value):
+    settable = isinstance(value, property) and value.fset is not None
+    return {"doc": getattr(value, "__doc__", "") or "", "settable": settable, "callable": callable(value)}
+found = {}
+for name in dir(module):
+    value = getattr(module, name)
+    entry = member(value)
+    if isinstance(value, type):
+        entry["members"] = {m: member(getattr(value, m)) for m in dir(value)}
+    found[name] = entry
+json.dump(found, open(sys.argv[2], "w"))
+"""
+
+
+def installed(wheel: Wheel) -> Path:
+    """The unpacked wheel, fetched if it is not there.
+
+    Skips the test where there is none for this Python; fails where the index cannot be reached, but skips on a
+    developer's machine (CI is not set).
+    """
+    if sys.version_info >= (3, wheel.newest_python + 1):
+        pytest.skip(f"{wheel.package} {wheel.version} has no wheel for CPython 3.{sys.version_info.minor}")
+    folder = FOLDER / f"{wheel.package}-{wheel.version}-cp3{sys.version_info.minor}"
+    if folder.is_dir():
+        return folder
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    command = [*download, "--dest", str(partial), f"{wheel.package}=={wheel.version}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    wheels = list(partial.glob("*.whl")) if partial.is_dir() else []
+    if done.returncode or len(wheels) != 1:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        message = f"cannot fetch {wheel.package} {wheel.version} from the package index: {reason}"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    with zipfile.ZipFile(wheels[0]) as file:
+        file.extractall(partial)
+    wheels[0].unlink()
+    partial.rename(folder)
+    return folder
+
+
+def stub_libraries(major: str) -> Path:
+    """A folder with the shared libraries that the bindings of this major version are linked to."""
+    folder = FOLDER / f"stubs-{major}"
+    if (folder / "whole").exists():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    source = folder / "stubs.c"
+    source.write_text("".join(f"void *{name}(void) {{ return 0; }}\n" for name in ENTRY_POINTS))
+    (folder / "empty.c").write_text("")
+    for library in LIBRARIES:
+        code = source if library == "nvinfer" else folder / "empty.c"
+        name = f"lib{library}.so.{major}"
+        command = ["cc", "-shared", "-fPIC", "-o", str(folder / name), f"-Wl,-soname,{name}", str(code)]
+        subprocess.run(command, check=True, capture_output=True, timeout=60)
+    (folder / "whole").touch()
+    return folder
+
+
+def environment(wheel: Wheel) -> dict[str, str]:
+    """Environment of a process that imports ``tensorrt_bindings`` or ``cuda.bindings``."""
+    paths = [installed(wheel), ROOT]
+    result = dict(os.environ)
+    if wheel in TENSORRT:
+        result["LD_LIBRARY_PATH"] = str(stub_libraries(wheel.version.split(".")[0]))
+    else:
+        paths.append(installed(PATHFINDER) / "cuda")
+        _join_namespace(installed(wheel), installed(PATHFINDER))
+    result["PYTHONPATH"] = os.pathsep.join(str(path) for path in paths)
+    return result
+
+
+def run_python(wheel: Wheel, code: str, *args: str) -> str:
+    """Output of a script in a process with the bindings; fails with its errors."""
+    command = [sys.executable, "-c", code, *args]
+    done = subprocess.run(command, env=environment(wheel), capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def describe(wheel: Wheel, module: str) -> dict[str, Any]:
+    """Every class, member and function of a module, with docstrings."""
+    path = FOLDER / f"{wheel.package}-{wheel.version}.json"
+    if not path.exists():
+        partial = path.with_name(f"{path.name}.{os.getpid()}")
+        run_python(wheel, DESCRIBE, module, str(partial))
+        partial.rename(path)
+    result: dict[str, Any] = json.loads(path.read_text())
+    return result
+
+
+def _join_namespace(bindings: Path, pathfinder: Path) -> None:
+    """Both wheels bring parts of the package ``cuda``; side by side on the path one would hide the other."""
+    link = bindings / "cuda" / "pathfinder"
+    if not link.exists():
+        link.symlink_to(pathfinder / "cuda" / "pathfinder", target_is_directory=True)

@@ -1,0 +1,384 @@
+"""Building engines: what the builder is told by version, what is refused and why, on fakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from freeprompt.contract.bundle import Bundle
+from freeprompt.contract.errors import BackendError, UsageError
+from freeprompt.contract.precision import Float32Part, HalfPrecision
+from freeprompt.engines.artifacts.signature import Seal
+from freeprompt.engines.shapes import Profile, Rows, Shapes, choose_profile
+from freeprompt.engines.tensorrt.builder import BuilderSettings
+from freeprompt.engines.tensorrt.bundle_build import BundleBuild, build_bundle
+from freeprompt.engines.tensorrt.engine import text_to_inspection
+from freeprompt.engines.tensorrt.library import at_least, explain
+from freeprompt.engines.tensorrt.metadata import record_from_json
+from freeprompt.engines.tensorrt.progress import BuildProgress
+from freeprompt.engines.tensorrt.store import EngineStore
+from freeprompt.engines.tensorrt.store import Machine as Target
+from tests.engines.conftest import SIZE, Machine
+
+GRAPH = "text_encoder"  # the quickest
+
+
+def flags(machine: Machine, kind: str) -> list[Any]:
+    return [call[1] for call in machine.trt.calls if call[0] == kind]
+
+
+def refusals(machine: Machine, bundle: Bundle, trust: bool = False) -> list[str]:
+    return [str(f.refused) for f in EngineStore(bundle, machine.backend.machine, trust).scan()]
+
+
+def test_strongly_typed_where_it_exists(bundle: Bundle) -> None:
+    machine = Machine.create("10.3.0")
+    machine.build(bundle, GRAPH)
+    assert flags(machine, "create_network") == [1 << 1]
+    assert flags(machine, "set_flag") == []
+    assert flags(machine, "clear_flag") == ["TF32"]
+    assert flags(machine, "set_tactic_sources") == []
+
+
+def test_flags_of_the_old_version(bundle: Bundle) -> None:
+    machine = Machine.create("8.6.1")
+    half = replace(bundle, manifest=replace(bundle.manifest, precision="float16"))
+    machine.build(half, GRAPH)
+    assert flags(machine, "create_network") == [1 << 0]
+    assert flags(machine, "set_flag") == ["FP16"]
+    assert flags(machine, "set_tactic_sources") == [1 << 3 | 1 << 4]
+
+
+def test_float32_is_not_halved_by_the_old_version(bundle: Bundle) -> None:
+    machine = Machine.create("8.6.1")
+    machine.build(bundle, GRAPH)
+    assert flags(machine, "set_flag") == []
+
+
+@pytest.mark.parametrize(("owner", "graph"), [("text_encoder", "text_encoder"), ("unet", "step")])
+def test_parts_that_must_stay_float32_are_not_left_to_the_old_version(bundle: Bundle, owner: str, graph: str) -> None:
+    """It may halve whatever it likes; from 10 on the graph decides."""
+    part = Float32Part(owner, "layers.3", "activations reach 7e+04, more than 1.638e+04")
+    half = HalfPrecision(16376.0, {}, {}, (part,))
+    kept = replace(bundle, manifest=replace(bundle.manifest, precision="float16", half_precision=half))
+    old = Machine.create("8.6.1")
+    with pytest.raises(BackendError, match=rf"graph {graph} has 1 parts .*layers\.3.*TensorRT 10\.3 or later"):
+        old.build(kept, graph)
+    assert list(EngineStore(bundle, old.backend.machine).scan()) == []
+    other = "vae_decoder" if owner == "unet" else "vae_encoder"
+    old.build(kept, other)
+    Machine.create("10.3.0").build(kept, GRAPH)
+
+
+def test_settings_reach_the_builder(bundle: Bundle) -> None:
+    shapes = Shapes((SIZE,), (Rows(1, 1),))
+    build = BundleBuild(shapes, graphs=(GRAPH,), workspace_bytes=1 << 22, optimization_level=5)
+    machine = Machine.create()
+    (outcome,) = build_bundle(bundle, build, machine.backend)
+    assert ("set_memory_pool_limit", "WORKSPACE", 1 << 22) in machine.trt.calls
+    assert (outcome.record.workspace_bytes, outcome.record.optimization_level) == (1 << 22, 5)
+
+
+def test_profiles_are_exact_by_default_and_a_range_on_request(bundle: Bundle) -> None:
+    manifest, rows = bundle.manifest, (Rows(1, 1), Rows(3, 1))
+    exact = Shapes(((64, 64), (96, 64)), rows).profiles(manifest, "step")
+    assert len(exact) == 4 and all(profile.is_static for profile in exact)
+    assert exact[0].dims["rows"] == (1, 1, 1) and exact[2].dims["width"] == (24, 24, 24)
+    (ranged,) = Shapes(((64, 64), (96, 64)), rows, ranged=True).profiles(manifest, "step")
+    assert ranged.dims["rows"] == (1, 1, 3) and ranged.dims["width"] == (16, 16, 24)
+    assert ranged.bind({**{n: b for n, (_, b, _) in ranged.dims.items()}, "rows": 2}) is not None
+
+
+def test_the_profile_with_the_least_waste_is_chosen() -> None:
+    profiles = tuple(Profile({"rows": (2, 2, 2), "texts": (t, t, t)}) for t in (8, 4, 6))
+    assert choose_profile(profiles, {"rows": 2, "texts": 3}) == (1, {"rows": 2, "texts": 4})
+    assert choose_profile(profiles, {"rows": 2, "texts": 5}) == (2, {"rows": 2, "texts": 6})
+    assert choose_profile(profiles, {"rows": 1, "texts": 3}) is None
+    assert choose_profile(profiles, {"rows": 2, "texts": 9}) is None
+
+
+@pytest.mark.parametrize("text", ["", "0", "3:4", "a", "1:0", "-1", "9999"])
+def test_rows_that_cannot_be_used(text: str) -> None:
+    with pytest.raises(UsageError):
+        Rows.parse(text)
+
+
+def test_rows_have_the_latents_of_an_edit() -> None:
+    assert [Rows.parse(t).latents for t in ("1", "2", "3", "4", "5", "8", "4:4")] == [1, 1, 1, 2, 2, 4, 4]
+
+
+def test_a_size_that_the_model_cannot_take(bundle: Bundle) -> None:
+    with pytest.raises(UsageError, match="multiple of 8"):
+        Shapes(((60, 64),), (Rows(1, 1),)).profiles(bundle.manifest, "step")
+
+
+def test_what_was_built_is_kept_and_its_sidecar_tells_all(bundle: Bundle) -> None:
+    machine = Machine.create()
+    machine.trt.layers = [{"Name": "_gemm_mha_v2_myl0_3"}, {"Name": "conv", "TacticName": "sm90_xmma"}]
+    (first,) = machine.build(bundle, "step", rows="2")
+    (second,) = machine.build(bundle, "step", rows="2")
+    assert (first.how, second.how, machine.trt.builds) == ("built", "kept", 1)
+    record = record_from_json(first.path.with_suffix(".json").read_bytes())
+    assert record.tensorrt == "10.16.1.11" and record.capability == "9.0" and record.device == "Fake GPU"
+    assert record.fused_attention == 1 and record.layers == 2 and record.attention_layers == 8
+    assert record.device_memory_bytes == 4096
+    assert record.engine_bytes == first.path.stat().st_size
+    assert len(record.parity) == 1 and record.parity[0].relative_l2 < 1e-5
+    assert record.passed and Seal().holds(record)
+    assert (bundle.engines / "tensorrt" / "timing-10.16.1.11-9.0.cache").read_bytes() == b"timings"
+    machine.build(bundle, "step", rows="3")
+    assert ("create_timing_cache", b"timings") in machine.trt.calls
+
+
+def test_a_damaged_timing_cache_is_begun_anew(bundle: Bundle) -> None:
+    folder = bundle.engines / "tensorrt"
+    folder.mkdir(parents=True)
+    (folder / "timing-10.16.1.11-9.0.cache").write_bytes(b"damaged")
+    machine = Machine.create()
+    machine.build(bundle, GRAPH)
+    assert flags(machine, "create_timing_cache") == [b"damaged", b""]
+
+
+def test_an_engine_that_is_wrong_is_not_kept(bundle: Bundle) -> None:
+    machine = Machine.create()
+    machine.trt.distort = lambda values: values * 1.01
+    with pytest.raises(BackendError, match=r"is wrong: it differs from ONNX Runtime by 1\.0e-02.*1e-03 is allowed"):
+        machine.build(bundle, GRAPH)
+    machine.trt.distort = lambda values: values * np.float32(np.nan)
+    with pytest.raises(BackendError, match="not finite"):
+        machine.build(bundle, GRAPH)
+    assert not list((bundle.engines / "tensorrt").glob("*.engine"))
+
+
+def test_the_node_that_the_parser_refuses_is_named(machine: Machine, bundle: Bundle) -> None:
+    machine.trt.parser_errors = [("/up/attn/Softmax", "Softmax", "axis out of range")]
+    where = r"node 0" if machine.trt.__version__.startswith("8") else r"node /up/attn/Softmax \(Softmax\)"
+    with pytest.raises(BackendError, match=where + ": axis out of range"):
+        machine.build(bundle, GRAPH)
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ("Requested amount of GPU memory (123 bytes) could not be allocated. OutOfMemory", "smaller --workspace"),
+        ("Could not find any implementation for node {ForeignNode[a...b]}.", r"node \{ForeignNode\[a...b\]\}"),
+        ("CUDA initialization failure with error: 35", "no GPU that it can use"),
+        ("Something else", "Something else"),
+    ],
+)
+def test_why_a_build_failed(bundle: Bundle, message: str, said: str) -> None:
+    machine = Machine.create()
+    machine.trt.build_errors = [message, "Engine could not be created because build failed"]
+    with pytest.raises(BackendError, match=rf"could not build text_encoder: .*{said}"):
+        machine.build(bundle, GRAPH)
+
+
+def test_no_reason_is_a_reason() -> None:
+    assert explain([]) == "it gave no reason"
+
+
+def test_without_a_gpu_the_builder_does_not_start(bundle: Bundle) -> None:
+    machine = Machine.create()
+    machine.trt.gpu = False
+    with pytest.raises(BackendError, match="could not start its builder: there is no GPU"):
+        machine.build(bundle, GRAPH)
+
+
+def test_engines_of_another_machine_are_refused(bundle: Bundle) -> None:
+    machine = Machine.create()
+    machine.build(bundle, GRAPH)
+
+    def reason(target: Target | None) -> str:
+        (found,) = EngineStore(bundle, target).scan()
+        return str(found.refused)
+
+    assert reason(machine.backend.machine) == "None"
+    assert reason(Target("10.3.0", "9.0")) == "built with TensorRT 10.16.1.11, this is 10.3.0"
+    assert reason(Target("10.16.1.11", "8.7")) == "built for compute capability 9.0, this GPU has 8.7"
+    assert reason(None) == "TensorRT or the GPU cannot be used here"
+
+
+def test_engines_that_were_changed_are_refused(bundle: Bundle) -> None:
+    machine = Machine.create()
+    (outcome,) = machine.build(bundle, GRAPH)
+    sidecar, engine = outcome.path.with_suffix(".json"), outcome.path.read_bytes()
+    text = sidecar.read_text()
+    outcome.path.write_bytes(engine[:-1] + b" ")
+    with pytest.raises(BackendError, match="damaged or was replaced"):
+        machine.backend.open(bundle, GRAPH)
+    outcome.path.write_bytes(engine + b" ")
+    assert "its sidecar says" in refusals(machine, bundle)[0]
+    outcome.path.write_bytes(engine)
+    worse = json.loads(text)
+    worse["parity"][0]["relative_l2"] = 0.5
+    sidecar.write_text(json.dumps(worse))
+    assert "failed parity" in refusals(machine, bundle)[0]
+    sidecar.write_text(text.replace("Fake GPU", "Other GPU"))
+    assert "not built by this user" in refusals(machine, bundle)[0]
+    sidecar.write_text("{")
+    assert "cannot be read" in refusals(machine, bundle)[0]
+    sidecar.unlink()
+    assert "no sidecar" in refusals(machine, bundle)[0]
+    with pytest.raises(
+        BackendError, match=r"no TensorRT engine of graph text_encoder can be used here.*freeprompt build"
+    ):
+        machine.backend.open(bundle, GRAPH)
+
+
+def test_an_engine_is_read_once(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What was hashed is what is loaded, not what lies there a moment later."""
+    machine = Machine.create()
+    (outcome,) = machine.build(bundle, GRAPH)
+    store = EngineStore(bundle, machine.backend.machine)
+    (found,) = store.usable(GRAPH)
+    engine, opened = outcome.path.read_bytes(), os.open
+    other = tmp_path / "other"
+    other.write_bytes(engine[::-1])
+
+    def open_and_replace(path: Any, *args: Any, **settings: Any) -> int:
+        descriptor = opened(path, *args, **settings)
+        if path == outcome.path and other.exists():
+            other.replace(outcome.path)
+        return descriptor
+
+    monkeypatch.setattr(os, "open", open_and_replace)
+    assert store.read(found) == engine
+    with pytest.raises(BackendError, match="damaged or was replaced"):
+        store.read(found)
+
+
+def test_an_engine_that_is_no_plain_file(bundle: Bundle) -> None:
+    machine = Machine.create()
+    (outcome,) = machine.build(bundle, GRAPH)
+    store = EngineStore(bundle, machine.backend.machine)
+    (found,) = store.usable(GRAPH)
+    outcome.path.unlink()
+    outcome.path.mkdir()
+    with pytest.raises(BackendError, match="cannot be read"):
+        store.read(found)
+
+
+def test_an_engine_is_built_from_the_graph_that_was_checked(bundle: Bundle) -> None:
+    """The library reads by path: a copy of what the bundle held when it was opened."""
+    machine, opened = Machine.create(), Bundle.open(bundle.path)
+    for name in ("text_encoder.onnx", "text_encoder.fused.onnx", "text_encoder.weights"):
+        (bundle.path / name).write_bytes(b"something else")
+    (outcome,) = machine.build(opened, GRAPH)
+    assert outcome.record.passed
+
+
+def test_a_changed_graph_makes_its_engines_stale(bundle: Bundle, tmp_path: Path) -> None:
+    machine = Machine.create()
+    machine.build(bundle, GRAPH)
+    before = bundle.graph_sha256(GRAPH)
+    weights = next(f for f in bundle.manifest.files if f.path == "text_encoder.weights")
+    files = tuple(replace(f, sha256="0" * 64) if f is weights else f for f in bundle.manifest.files)
+    changed = replace(bundle, manifest=replace(bundle.manifest, files=files))
+    assert changed.graph_sha256(GRAPH) != before, "weights in a file of their own count"
+    assert changed.graph_sha256("step") == bundle.graph_sha256("step")
+    assert "another version of the graph" in refusals(machine, changed)[0]
+
+
+def test_engines_from_elsewhere_are_loaded_only_when_adopted(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine.create()
+    machine.build(bundle, GRAPH)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "another user"))
+    assert "not built by this user" in refusals(machine, bundle)[0]
+    with pytest.raises(BackendError, match="--trust"):
+        machine.backend.open(bundle, GRAPH)
+    assert refusals(machine, bundle, trust=True) == ["None"]
+    build = BundleBuild(Shapes((SIZE,), (Rows(1, 1), Rows(2, 1), Rows(3, 1))), graphs=(GRAPH,), trust=True)
+    how = [outcome.how for outcome in build_bundle(bundle, build, machine.backend)]
+    assert how == ["adopted", "kept"]
+    assert refusals(machine, bundle) == ["None"]
+    machine.backend.open(bundle, GRAPH)
+
+
+def test_a_second_build_waits_for_the_first(bundle: Bundle) -> None:
+    store = EngineStore(bundle, Target("10.3", "9.0"))
+    order = []
+
+    def second() -> None:
+        with EngineStore(bundle, Target("10.3", "9.0")).lock("x"):
+            order.append("second")
+
+    with store.lock("x"):
+        thread = threading.Thread(target=second)
+        thread.start()
+        with pytest.raises(BackendError, match="another process"), store.lock("x", timeout=0.3):
+            pass
+        time.sleep(0.1)
+        order.append("first")
+    thread.join(timeout=30)
+    assert order == ["first", "second"]
+
+
+@pytest.mark.parametrize(
+    ("layers", "count", "fused"),
+    [
+        ([], 0, 0),
+        (["_gemm_mha_v2_myl0_1", "conv"], 2, 1),
+        ([{"Name": "x", "TacticName": "fmha_v2_flash_attention_fp16_64_40"}, {"Name": "y"}], 2, 1),
+        ([{"Name": "{ForeignNode[a...b]}", "LayerType": "Myelin"}], 1, None),
+        ([{"Name": "softmax"}, {"Name": "matmul"}], 2, 0),
+    ],
+)
+def test_counting_fused_attention(layers: list[Any], count: int, fused: int | None) -> None:
+    found = text_to_inspection(json.dumps({"Layers": layers}))
+    assert (found.layers, found.fused_attention) == (count, fused)
+
+
+def test_an_inspector_that_says_nothing_is_an_error() -> None:
+    with pytest.raises(BackendError, match="inspector"):
+        text_to_inspection("")
+
+
+def test_lost_fusion_is_told(bundle: Bundle) -> None:
+    machine = Machine.create()
+    lines: list[str] = []
+    machine.trt.layers = [{"Name": "softmax"}]
+    build = BundleBuild(Shapes((SIZE,), (Rows(1, 1),)), graphs=("step",))
+    list(build_bundle(bundle, build, machine.backend, progress=lines.append))
+    assert "step: only 0 fused attention kernels for 8 attention layers; expect it to be slow" in lines
+
+
+def test_progress_estimates_what_is_left() -> None:
+    lines: list[str] = []
+    clock = iter([0.0, 1.0, 10.0, 20.0])
+    progress = BuildProgress("building step", lines.append, lambda: next(clock))
+    progress.begin("all", None, 4)
+    progress.begin("tactics", "all", 2)
+    progress.step("tactics", 0)  # at 1 s: too soon for a line
+    progress.step("tactics", 1)
+    progress.end("tactics")
+    progress.step("all", 1)
+    assert lines == [
+        "building step: 25 % after 10 s, about 30 s left",
+        "building step: 50 % after 20 s, about 20 s left",
+    ]
+
+
+def test_versions_are_compared_as_numbers() -> None:
+    class Library:
+        __version__ = "10.16.1.11"
+
+    assert at_least(Library, "10.3") and at_least(Library, "8.6") and not at_least(Library, "11.0")
+
+
+def test_settings_that_cannot_be() -> None:
+    with pytest.raises(UsageError):
+        BuilderSettings("float32", workspace_bytes=5)
+    with pytest.raises(UsageError):
+        BuilderSettings("float32", optimization_level=6)
+    with pytest.raises(UsageError):
+        BundleBuild(Shapes((SIZE,), (Rows(1, 1),)), profile="speed")

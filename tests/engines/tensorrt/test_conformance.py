@@ -1,0 +1,205 @@
+"""Our TensorRT and CUDA code against the libraries' real Python bindings: names, members and signatures.
+
+No GPU and no TensorRT is needed: see ``bindings``. What the libraries *do* is not tested here but on a GPU.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from enum import IntEnum
+
+import pytest
+
+from tests.engines.cuda.fake_cuda import FakeCudart
+from tests.engines.tensorrt import bindings, fake_tensorrt
+from tests.engines.tensorrt.api_uses import MODULE, TYPES, Use, find_uses, problems, sources
+from tests.engines.tensorrt.bindings import CUDA, ROOT, TENSORRT, Wheel, describe, run_python
+
+ENGINES = ROOT / "engines"
+TENSORRT_SOURCES = (
+    "tensorrt_library.py",
+    "tensorrt_build.py",
+    "tensorrt_engine.py",
+    "tensorrt_progress.py",
+    "tensorrt_timing.py",
+)
+CUDA_SOURCES = ("cuda_runtime.py",)
+
+tensorrt_versions = pytest.mark.parametrize("wheel", TENSORRT, ids=lambda wheel: wheel.version)
+
+
+@tensorrt_versions
+def test_every_use_exists_in_this_version(wheel: Wheel) -> None:
+    library = describe(wheel, "tensorrt_bindings")
+    for name, source in sources(ENGINES, TENSORRT_SOURCES).items():
+        found = problems(find_uses(source, wheel.version), library)
+        assert not found, f"{name} with TensorRT {wheel.version}: " + "; ".join(found)
+
+
+@pytest.mark.parametrize("wheel", CUDA, ids=lambda wheel: wheel.version)
+def test_every_cuda_call_exists_in_this_version(wheel: Wheel) -> None:
+    library = describe(wheel, "cuda.bindings.runtime")
+    for source in sources(ENGINES, CUDA_SOURCES).values():
+        uses = find_uses(source, "0")
+        assert len({use.name for use in uses}) > 30
+        found = problems(uses, library)
+        assert not found, "; ".join(found)
+
+
+def test_the_sources_use_every_class_that_is_looked_for() -> None:
+    """A variable renamed in the sources would silently no longer be checked."""
+    used = set()
+    for source in sources(ENGINES, (*TENSORRT_SOURCES, *CUDA_SOURCES)).values():
+        used |= {use.owner for use in find_uses(source, "10.3")}
+    assert set(TYPES.values()) <= used
+
+
+def test_nothing_else_touches_the_libraries() -> None:
+    """Other modules reach TensorRT and CUDA through the ones that are checked."""
+    for path in sorted(ENGINES.glob("*.py")):
+        if path.name not in (*TENSORRT_SOURCES, *CUDA_SOURCES):
+            uses = [u for u in find_uses(path.read_text(), "10.3") if u.owner == MODULE]
+            assert all(use.name == "__version__" for use in uses), (path.name, uses)
+
+
+@pytest.mark.parametrize(
+    ("code", "complaint"),
+    [
+        ("config.set_flag(trt.BuilderFlag.FP16)", "BuilderFlag.FP16 does not exist"),
+        ("size = engine.device_memory_size", "ICudaEngine.device_memory_size does not exist"),
+        ("builder.create_network(1, 2)", "called with 2 arguments"),
+        ("config.set_memory_pool_limit(pool_size=3)", "called with 0 arguments"),
+        ("engine.num_layers = 3", "cannot be set"),
+        ("flag = trt.BuilderFlag\nx = flag.INT8", "BuilderFlag.INT8 does not exist"),
+        ("builder = trt.Builder()", "called with 0 arguments"),
+        ("self._trt.no_such_function()", "no_such_function does not exist"),
+        ("if not at_least(trt, '10.3'):\n  pass\nelse:\n  trt.BuilderFlag.FP16", "FP16 does not exist"),
+    ],
+)
+def test_what_the_newest_version_lacks_is_found(code: str, complaint: str) -> None:
+    wheel = TENSORRT[-1]
+    (found,) = problems(find_uses(code, wheel.version), describe(wheel, "tensorrt_bindings"))
+    assert complaint in found
+
+
+def test_code_for_an_older_version_is_not_held_against_a_newer() -> None:
+    code = "if at_least(trt, '10.3'):\n  pass\nelse:\n  config.set_flag(trt.BuilderFlag.FP16)"
+    assert find_uses(code, "11.4") == []
+    assert {use.name for use in find_uses(code, "8.6.1")} == {"set_flag", "BuilderFlag", "FP16"}
+
+
+SUBCLASSES = """
+import json, sys, warnings
+warnings.simplefilter("error")
+import tensorrt_bindings
+sys.modules["tensorrt"] = tensorrt_bindings
+from freeprompt.engines.tensorrt.library import Messages, at_least, import_tensorrt
+from freeprompt.engines.tensorrt.progress import BuildProgress, create_monitor
+trt = import_tensorrt()
+messages = Messages(trt)
+# As the library calls it: the method of the base class dispatches to ours.
+messages.logger.log(trt.ILogger.ERROR, "bad")
+messages.logger.log(trt.ILogger.INTERNAL_ERROR, "worse")
+messages.logger.log(trt.ILogger.WARNING, "hm")
+messages.logger.log(trt.ILogger.INFO, "chatter")
+lines = []
+if at_least(trt, "10.3"):
+    monitor = create_monitor(trt, BuildProgress("b", lines.append, iter(range(0, 1000, 10)).__next__))
+    monitor.phase_start("a", None, 2)
+    assert monitor.step_complete("a", 0) is True
+    monitor.phase_finish("a")
+from freeprompt.engines.tensorrt.builder import BuilderSettings, build_engine
+from freeprompt.engines.tensorrt.engine import Engine
+from freeprompt.contract.errors import BackendError
+from pathlib import Path
+refused = []
+for action in (
+    lambda: build_engine(trt, Path("x.onnx"), (), (), BuilderSettings("float32")),
+    lambda: Engine(trt, b""),
+):
+    try:
+        action()
+    except BackendError as error:
+        refused.append(str(error))
+from freeprompt.engines.tensorrt.timing import LayerTimes, create_profiler
+times = LayerTimes()
+profiler = create_profiler(trt, times)
+# By the name under which the library finds it, as a keyword and with a number of its own.
+assert isinstance(profiler, trt.IProfiler)
+profiler.report_layer_time(layer_name="a", ms=1.5)
+assert times.samples == {"a": [1.5]}
+print(json.dumps([messages.errors, messages.warnings, lines, refused]))
+"""
+
+
+@tensorrt_versions
+def test_our_subclasses_and_the_absence_of_a_gpu(wheel: Wheel) -> None:
+    """Logger and monitor are subclasses of the bindings' classes; without a GPU the library gives no builder."""
+    errors, warned, lines, refused = json.loads(run_python(wheel, SUBCLASSES))
+    assert errors == ["bad", "worse"]
+    assert warned == ["hm"]
+    if wheel.version.startswith("8."):
+        assert lines == []
+    else:
+        assert lines == ["b: 50 % after 10 s, about 10 s left"]
+    assert len(refused) == 2
+    assert refused[0].startswith("TensorRT could not start its builder")
+    assert refused[1].startswith("TensorRT could not start its runtime")
+
+
+FAKES: dict[type, str] = {
+    fake_tensorrt.Builder: "Builder",
+    fake_tensorrt.Network: "INetworkDefinition",
+    fake_tensorrt.Refusal: "ParserError",
+    fake_tensorrt.OnnxParser: "OnnxParser",
+    fake_tensorrt.OptimizationProfile: "IOptimizationProfile",
+    fake_tensorrt.Config: "IBuilderConfig",
+    fake_tensorrt.TimingCache: "ITimingCache",
+    fake_tensorrt.Runtime: "Runtime",
+    fake_tensorrt.FakeEngine: "ICudaEngine",
+    fake_tensorrt.Inspector: "EngineInspector",
+    fake_tensorrt.FakeContext: "IExecutionContext",
+}
+
+
+def fake_uses(fake: type, owner: str) -> list[Use]:
+    """The public methods and properties of a fake, as uses with as many arguments as they take."""
+    uses = []
+    for name, value in vars(fake).items():
+        if name.startswith("_"):
+            continue
+        if inspect.isfunction(value):
+            parameters = list(inspect.signature(value).parameters.values())[1:]
+            required = sum(p.default is inspect.Parameter.empty for p in parameters)
+            uses.append(Use(owner, name, 0, required))
+        else:
+            uses.append(Use(owner, name, 0))
+    return uses
+
+
+@tensorrt_versions
+def test_the_fake_invents_nothing(wheel: Wheel) -> None:
+    """What the unit tests run against has the names and arguments of the real bindings of that version."""
+    library = describe(wheel, "tensorrt_bindings")
+    module = fake_tensorrt.FakeTensorRT(wheel.version, FakeCudart())
+    found = problems([Use(MODULE, name, 0) for name in vars(module) if name[0].isupper()], library)
+    for name, enum in vars(module).items():
+        if isinstance(enum, type) and issubclass(enum, IntEnum):
+            found += problems([Use(name, member, 0) for member in enum.__members__], library)
+    for fake, owner in FAKES.items():
+        found += problems(fake_uses(fake, owner), library)
+    # INT64 came with 10.
+    assert [f for f in found if not (wheel.version.startswith("8.") and "DataType.INT64" in f)] == []
+
+
+@pytest.mark.parametrize("wheel", CUDA, ids=lambda wheel: wheel.version)
+def test_the_fake_of_cuda_invents_nothing(wheel: Wheel) -> None:
+    uses = [use for use in fake_uses(FakeCudart, MODULE) if use.name.startswith("cuda")]
+    assert len(uses) > 25
+    assert problems(uses, describe(wheel, "cuda.bindings.runtime")) == []
+
+
+def test_wheels_of_three_generations_are_named() -> None:
+    majors = [wheel.version.split(".")[0] for wheel in bindings.TENSORRT]
+    assert majors == ["8", "10", "10", "11"]
