@@ -156,7 +156,7 @@ REFUSED = (
     Kind("class-conditional", other_weights(class_embed_type="timestep"), ("class_embed_type='timestep'",)),
     Kind("numbered classes", other_weights(num_class_embeds=10), ("num_class_embeds=10",)),
     Kind("addition embeddings", config("unet", addition_embed_type="text_time"), ("addition_embed_type='text_time'",)),
-    Kind("projected text", config("unet", encoder_hid_dim=8, encoder_hid_dim_type="text_proj"), ("encoder_hid_dim_type='text_proj'",)),
+    Kind("projected text", config("unet", encoder_hid_dim_type="text_proj"), ("encoder_hid_dim_type='text_proj'",)),
     Kind(
         "cross-attention only",
         config("unet", mid_block_only_cross_attention=True),
