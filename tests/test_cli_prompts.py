@@ -68,7 +68,7 @@ def test_prompts_as_they_may_be(folder: Path, tiny_bundle: Path, prompts: list[s
 def test_a_single_space_is_the_empty_prompt(tiny_bundle: Path) -> None:
     """As the message about an empty prompt says."""
     bundle = Bundle.open(tiny_bundle, verify=False)
-    tokenizer = load_tokenizer(bundle.file(bundle.manifest.tokenizer))
+    tokenizer = load_tokenizer(bundle.read(bundle.manifest.tokenizer))
     empty, space = prompts_to_ids(tokenizer, bundle.manifest.text, ("", " "))
     np.testing.assert_array_equal(empty, space)
 
