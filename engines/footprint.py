@@ -79,7 +79,7 @@ def gigabytes(size: int) -> str:
 def _weights(bundle: Bundle, graph: str) -> dict[str, int]:
     """Files that a graph keeps its weights in, with their sizes: ONNX names them as plain bytes."""
     own = set(bundle.manifest.graph(graph).files)
-    content = bundle.graph_path(graph, fused=True).read_bytes()
+    content = bundle.read(bundle.graph_name(graph, fused=True))
     return {
         spec.path: spec.bytes
         for spec in bundle.manifest.files

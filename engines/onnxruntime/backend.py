@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from freeprompt.contract.session import (
     check_results,
     check_signature,
 )
+from freeprompt.engines.onnxruntime.interrupts import InterruptWatch
 from freeprompt.engines.onnxruntime.library import (
     PROVIDERS,
     Provider,
@@ -34,7 +35,6 @@ from freeprompt.engines.onnxruntime.library import (
     prepared_model,
     tensorrt_options,
 )
-from freeprompt.engines.onnxruntime.stoppable import StoppableCalls
 from freeprompt.engines.verify import verify_session
 
 _DTYPES = {
@@ -75,16 +75,16 @@ class OnnxRuntimeSession:
 
     Args:
         spec: what the manifest says of the graph.
-        calls: shared by the sessions of a backend.
+        watch: shared by the sessions of a backend.
     """
 
     def __init__(
-        self, graph: str, session: Any, spec: GraphSpec, on_device: bool, calls: StoppableCalls | None = None
+        self, graph: str, session: Any, spec: GraphSpec, on_device: bool, watch: InterruptWatch | None = None
     ) -> None:
         self._graph = graph
         self._session = session
         self._on_device = on_device
-        self._calls = calls or StoppableCalls()
+        self._watch = watch or InterruptWatch()
         self._inputs, self._outputs = session_to_specs(graph, session, spec)
         # The manifest's names for dimensions tie tensors to each other; the file's own need not.
         self._spec = spec
@@ -109,7 +109,7 @@ class OnnxRuntimeSession:
     def _run_on_host(self, feeds: Mapping[str, Feed]) -> dict[str, Array]:
         values = {name: feed if isinstance(feed, np.ndarray) else feed.numpy() for name, feed in feeds.items()}
         names = [spec.name for spec in self._outputs]
-        results = self._call(lambda options: self._session.run(names, values, options))
+        results = self._watch.run(lambda options: self._session.run(names, values, options), ort.RunOptions())
         return {name: HostArray(result) for name, result in zip(names, results)}
 
     def _run_on_device(self, feeds: Mapping[str, Feed]) -> dict[str, Array]:
@@ -123,18 +123,9 @@ class OnnxRuntimeSession:
         for spec in self._outputs:
             # Memory of its own for each result, from the library's pool: an array never changes once returned.
             binding.bind_output(spec.name, "cuda")
-        self._call(lambda options: self._session.run_with_iobinding(binding, options))
+        self._watch.run(lambda options: self._session.run_with_iobinding(binding, options), ort.RunOptions())
         values = binding.get_outputs()
         return {spec.name: DeviceArray(value) for spec, value in zip(self._outputs, values)}
-
-    def _call(self, run: Callable[[Any], Any]) -> Any:
-        """Run with options by which the main thread can end it."""
-        options = ort.RunOptions()
-
-        def stop() -> None:
-            options.terminate = True
-
-        return self._calls.run(lambda: run(options), stop)
 
 
 class OnnxRuntimeBackend:
@@ -162,7 +153,7 @@ class OnnxRuntimeBackend:
         # TensorRT knows the standard's operators only.
         self._fused = fused and name != "ort-tensorrt"
         self._prepared = prepared and fused and name == "cuda"
-        self._calls = StoppableCalls()
+        self._watch = InterruptWatch()
         if name != "cpu":
             load_libraries()
 
@@ -186,9 +177,8 @@ class OnnxRuntimeBackend:
         Without asking for its known answer: for comparisons.
         """
         providers = self._providers(bundle)
-        calls = self._calls
-        session = open_session(bundle, graph, self._name, providers, self._threads, self._fused, model, calls)
-        return OnnxRuntimeSession(graph, session, bundle.manifest.graph(graph), self._name != "cpu", calls)
+        session = open_session(bundle, graph, self._name, providers, self._threads, self._fused, model)
+        return OnnxRuntimeSession(graph, session, bundle.manifest.graph(graph), self._name != "cpu", self._watch)
 
     def upload(self, array: NumpyArray) -> Array:
         if self._name == "cpu":

@@ -22,6 +22,7 @@ from freeprompt.engines.cuda.memory import CudaArray, DevicePool
 from freeprompt.engines.cuda.runtime import CudaRuntime
 from freeprompt.engines.cuda.spill import Spill
 from freeprompt.engines.onnxruntime.backend import session_to_specs
+from freeprompt.engines.onnxruntime.interrupts import InterruptWatch
 from freeprompt.engines.onnxruntime.library import (
     PROVIDERS,
     check_available,
@@ -50,12 +51,21 @@ class _Bound:
 class BoundSession:
     """One graph on fixed buffers."""
 
-    def __init__(self, graph: str, spec: GraphSpec, session: Any, pool: DevicePool, recorded: bool) -> None:
+    def __init__(
+        self,
+        graph: str,
+        spec: GraphSpec,
+        session: Any,
+        pool: DevicePool,
+        recorded: bool,
+        watch: InterruptWatch | None = None,
+    ) -> None:
         self._graph = graph
         self._spec = spec
         self._session = session
         self._pool = pool
         self._recorded = recorded
+        self._watch = watch or InterruptWatch()
         self._inputs, self._outputs = session_to_specs(graph, session, spec)
         self._bound: dict[tuple[int, ...], _Bound] = {}
 
@@ -75,7 +85,8 @@ class BoundSession:
             if bound is None:
                 bound = self._bound[key] = self._bind(feeds, len(self._bound) + 1)
             bound.buffers.load(feeds)
-            self._session.run_with_iobinding(bound.binding, bound.options)
+            binding = bound.binding
+            self._watch.run(lambda options: self._session.run_with_iobinding(binding, options), bound.options)
             results: dict[str, Array] = dict(bound.buffers.outputs(bound.shapes))
         except Exception as error:  # the library raises plain RuntimeError and classes of its own
             raise failure(self._graph, error) from error
@@ -107,7 +118,7 @@ class BoundSession:
             binding.bind_input(tensor.name, "cuda", 0, tensor.dtype.type, tensor.shape, address)
         for spec in self._spec.outputs:
             binding.bind_output(spec.name, "cuda")
-        self._session.run_with_iobinding(binding, run_options(_NOT_RECORDED))
+        self._watch.run(lambda options: self._session.run_with_iobinding(binding, options), run_options(_NOT_RECORDED))
         shapes = [tuple(value.shape()) for value in binding.get_outputs()]
         self._pool.cuda.synchronize()
         buffers.close()
@@ -141,6 +152,7 @@ class BoundOnnxRuntimeBackend:
         self.pool = DevicePool(self.cuda)
         self._spill = Spill(self.pool)
         self._cuda_graphs = cuda_graphs
+        self._watch = InterruptWatch()
         self._prepared = prepared
         # Graph -> why it is not recorded although that was asked for.
         self.fallbacks: dict[str, str] = {}
@@ -166,11 +178,11 @@ class BoundOnnxRuntimeBackend:
             try:
                 recording = [(PROVIDERS["cuda"], {**options, "enable_cuda_graph": "1"})]
                 session = open_session(bundle, graph, "cuda", recording, model=model)
-                return BoundSession(graph, spec, session, self.pool, recorded=True)
+                return BoundSession(graph, spec, session, self.pool, recorded=True, watch=self._watch)
             except BackendError as error:  # a node that the provider leaves to the CPU
                 self.fallbacks[graph] = str(error)
         session = open_session(bundle, graph, "cuda", [(PROVIDERS["cuda"], options)], model=model)
-        return BoundSession(graph, spec, session, self.pool, recorded=False)
+        return BoundSession(graph, spec, session, self.pool, recorded=False, watch=self._watch)
 
     def upload(self, array: NumpyArray) -> CudaArray:
         return self.pool.upload(np.asarray(array))

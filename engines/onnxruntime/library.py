@@ -19,7 +19,7 @@ import onnxruntime as ort
 from freeprompt.contract.bundle import Bundle
 from freeprompt.contract.errors import BackendError
 from freeprompt.engines.onnxruntime.external_data import checked_snapshot
-from freeprompt.engines.onnxruntime.stoppable import StoppableCalls
+from freeprompt.engines.onnxruntime.stoppable import call_stoppable
 from freeprompt.engines.onnxruntime.weights import Given, give_weights, trim_memory
 from freeprompt.engines.verify import Runner
 
@@ -107,14 +107,12 @@ def open_session(
     threads: int | None = None,
     fused: bool = True,
     model: bytes | None = None,
-    calls: StoppableCalls | None = None,
 ) -> Any:
     """An ``InferenceSession`` that really uses the provider of that name.
 
     Args:
         fused: the form of the graph for ONNX Runtime instead of the standard one.
         model: an ONNX file to run instead of either, whose weights are the bundle's.
-        calls: makes the call that loads the graph; None: on a thread that ends with it.
 
     Raises:
         BundleError: there is no such graph, or a file was changed since the bundle was opened.
@@ -137,7 +135,7 @@ def open_session(
         else:
             source = model if model is not None else bundle.read(bundle.graph_name(graph, fused))
             given = give_weights(options, source, bundle, graph)
-        session = _load(source, options, providers, graph, name, calls or StoppableCalls())
+        session = _load(source, options, providers, graph, name)
         # Nothing of the library's own would keep either for as long as it needs them.
         session.freeprompt_memory = given.memory if given.referred else ()
         weakref.finalize(session, stack.pop_all().close)
@@ -151,7 +149,7 @@ def open_session(
     return session
 
 
-def _load(source: Any, options: Any, providers: list[Provider], graph: str, name: str, calls: StoppableCalls) -> Any:
+def _load(source: Any, options: Any, providers: list[Provider], graph: str, name: str) -> Any:
     """Open a session such that Ctrl-C is heard while the library computes what a graph makes of its constants."""
 
     def load() -> Any:
@@ -164,7 +162,7 @@ def _load(source: Any, options: Any, providers: list[Provider], graph: str, name
 
     try:
         with contextlib.nullcontext() if name == "cpu" else _quiet():
-            return calls.run(load, stop)
+            return call_stoppable(load, stop)
     except Exception as error:
         if _is_out_of_memory(error):
             raise failure(graph, error, name == "cpu") from error

@@ -288,7 +288,7 @@ def test_the_cuda_backend_opens_what_was_prepared(
     prepare(bundle, rewritten, "step", device="")
     models: list[bytes | None] = []
     monkeypatch.setattr(onnxruntime_backend, "check_available", lambda name: None)
-    monkeypatch.setattr(onnxruntime_backend, "open_session", lambda *args: models.append(args[6]))
+    monkeypatch.setattr(onnxruntime_backend, "open_session", lambda *args: models.append(args[-1]))
     monkeypatch.setattr(OnnxRuntimeSession, "__init__", lambda self, *args: None)
     monkeypatch.setattr(onnxruntime_backend, "verify_session", lambda *args: None)
     OnnxRuntimeBackend("cuda").open(bundle, "step")
