@@ -7,30 +7,17 @@ provider of ONNX Runtime computes half-precision nodes in float32.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
 from freeprompt.contract.bundle import Bundle
 from freeprompt.contract.errors import BackendError
 from freeprompt.contract.manifest import Manifest, TensorSpec
+from freeprompt.contract.parity import Parity, compare
 from freeprompt.contract.session import NumpyArray, Session
 from freeprompt.engines.shapes import Profile
 
-# Bounds on the relative L2 difference. float32: other orders of summation and Winograd convolutions, TF32 switched off.
-# float16: the export allows 2e-2 against float32 PyTorch, and the engine rounds elsewhere than the reference. A wrong
-# kernel gives 0.1 and more.
-THRESHOLDS = {"float32": 1e-3, "float16": 2e-2}
 SEED = 20240304
-
-
-@dataclass(frozen=True)
-class EngineParity:
-    """One comparison of the engine with ONNX Runtime on the CPU, on seeded inputs."""
-
-    shapes: str
-    relative_l2: float
-    max_abs: float
 
 
 def seeded_inputs(manifest: Manifest, graph: str, sizes: Mapping[str, int]) -> dict[str, NumpyArray]:
@@ -64,9 +51,7 @@ def reference_outputs(
     return {name: array.numpy() for name, array in outputs.items()}
 
 
-def session_to_parity(
-    bundle: Bundle, graph: str, session: Session, sizes: Mapping[str, int], runs: int = 3
-) -> EngineParity:
+def session_to_parity(bundle: Bundle, graph: str, session: Session, sizes: Mapping[str, int], runs: int = 3) -> Parity:
     """Compare a session with the reference.
 
     Args:
@@ -77,29 +62,6 @@ def session_to_parity(
     for _ in range(max(1, runs)):
         got = {name: array.numpy() for name, array in session.run(inputs).items()}
     return compare(", ".join(f"{n} {s}" for n, s in sizes.items()), expected, got)
-
-
-def compare(label: str, expected: Mapping[str, NumpyArray], got: Mapping[str, NumpyArray]) -> EngineParity:
-    """Relative L2 and largest difference over all outputs together; infinite where a value is not finite.
-
-    Raises:
-        BackendError: other outputs or shapes.
-    """
-    square = total = largest = 0.0
-    if expected.keys() != got.keys():
-        raise BackendError(f"the engine gives {sorted(got)}, the graph {sorted(expected)}")
-    for name, want in expected.items():
-        have = got[name]
-        if have.shape != want.shape:
-            raise BackendError(f"the engine gives {name} as {have.shape}, the graph {want.shape}")
-        if not np.isfinite(have).all():
-            # Not NaN: JSON has none, and infinity exceeds every bound.
-            return EngineParity(f"{label}: {name} is not finite", 1e30, 1e30)
-        difference = have.astype(np.float64) - want.astype(np.float64)
-        square += float(np.sum(difference**2))
-        total += float(np.sum(want.astype(np.float64) ** 2))
-        largest = max(largest, float(np.abs(difference).max()))
-    return EngineParity(label, (square / total) ** 0.5 if total else square**0.5, largest)
 
 
 def _values(

@@ -15,6 +15,7 @@ import numpy as np
 from freeprompt import Editor
 from freeprompt.contract.bundle import Bundle
 from freeprompt.contract.errors import BackendError
+from freeprompt.contract.parity import compare
 from freeprompt.contract.session import Backend, NumpyArray
 from freeprompt.engines.comparison import seeded_inputs
 from freeprompt.engines.cuda.runtime import import_cudart
@@ -185,10 +186,7 @@ def save_reference(folder: Path, name: str, values: NumpyArray) -> None:
 
 def _compare(got: NumpyArray, path: Path, bound: float) -> dict[str, Any]:
     with np.load(path, allow_pickle=False) as file:
-        want = file["values"].astype(np.float64)
-    if got.shape != want.shape:
-        raise ValueError(f"shape {got.shape}, the reference has {want.shape}")
-    error = float(np.linalg.norm(got - want) / np.linalg.norm(want))
+        error = compare(path.stem, {"values": file["values"]}, {"values": got}).relative_l2
     return {"relative_l2": error, "bound": bound, "passed": bool(error <= bound)}
 
 

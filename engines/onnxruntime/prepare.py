@@ -11,14 +11,9 @@ from typing import Any, Protocol
 
 from freeprompt.contract.bundle import Bundle
 from freeprompt.contract.errors import BackendError
+from freeprompt.contract.parity import THRESHOLDS, Parity
 from freeprompt.contract.session import Array, Backend, Feed, Session
-from freeprompt.engines.comparison import (
-    THRESHOLDS,
-    EngineParity,
-    profile_to_sizes,
-    seeded_inputs,
-    session_to_parity,
-)
+from freeprompt.engines.comparison import profile_to_sizes, seeded_inputs, session_to_parity
 from freeprompt.engines.onnxruntime.cuda_form import CudaGraph, check_packages, fuse_for_cuda
 from freeprompt.engines.onnxruntime.external_data import checked_snapshot
 from freeprompt.engines.onnxruntime.prepared_metadata import CudaRecord, CudaTiming
@@ -134,7 +129,7 @@ def _prepare(
 @dataclass(frozen=True)
 class _Measured:
     profile: str
-    parity: EngineParity
+    parity: Parity
     milliseconds: float
 
 

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 from freeprompt.contract.bundle import Bundle
 from freeprompt.contract.errors import BackendError
+from freeprompt.contract.parity import THRESHOLDS, Parity
 from freeprompt.contract.session import Backend
-from freeprompt.engines.comparison import THRESHOLDS, EngineParity, profile_to_sizes, session_to_parity
+from freeprompt.engines.comparison import profile_to_sizes, session_to_parity
 from freeprompt.engines.shapes import Shapes
 from freeprompt.engines.tensorrt.progress import Progress
 
@@ -19,7 +20,7 @@ def warm_bundle(
     backend: Backend,
     graphs: tuple[str, ...] = (),
     progress: Progress = lambda line: None,
-) -> Iterator[EngineParity]:
+) -> Iterator[Parity]:
     """Run every graph once at every shape; the provider builds what its cache lacks, and keeps it.
 
     Args:

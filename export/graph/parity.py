@@ -13,8 +13,8 @@ import onnxruntime as ort
 import torch
 from torch import nn
 
-from freeprompt.contract.errors import ExportError
-from freeprompt.contract.manifest import Parity
+from freeprompt.contract.errors import BackendError, ExportError
+from freeprompt.contract.parity import Parity, compare
 
 # float32: the two differ by the order of summation only; 1e-5 is twenty times what was measured on graphs of one and of
 # sixteen attention layers (4e-7), and far below what a wrong weight or route gives. float16: the graph rounds every
@@ -114,24 +114,21 @@ def _flatten(args: tuple[Any, ...]) -> list[NumpyArray]:
 def _compare(
     name: str, shapes: str, expected: Sequence[NumpyArray], got: Sequence[NumpyArray], precision: str
 ) -> Parity:
-    square = total = largest = 0.0
-    for want, have in zip(expected, got, strict=True):
-        if want.shape != have.shape:
-            raise ExportError(f"graph {name} gives shape {have.shape}, the model {want.shape}")
-        if not np.isfinite(want).all():
-            raise ExportError(
-                f"the model of graph {name} gives values that are not finite ({shapes}) in float32 already: its "
-                "weights are damaged"
-            )
-        if not np.isfinite(have).all():
-            advice = (
-                "it overflows in half precision; export with float32"
-                if precision == "float16"
-                else ("PyTorch's are; ONNX Runtime computes it wrongly here")
-            )
-            raise ParityError(f"graph {name} gives values that are not finite ({shapes}): {advice}")
-        difference = have.astype(np.float64) - want.astype(np.float64)
-        square += float(np.sum(difference**2))
-        total += float(np.sum(want.astype(np.float64) ** 2))
-        largest = max(largest, float(np.abs(difference).max()))
-    return Parity(shapes, (square / total) ** 0.5 if total else square**0.5, largest)
+    # By position: a model's outputs have no names.
+    want, have = ({f"{place:02d}": array for place, array in enumerate(arrays)} for arrays in (expected, got))
+    if not all(np.isfinite(array).all() for array in want.values()):
+        raise ExportError(
+            f"the model of graph {name} gives values that are not finite ({shapes}) in float32 already: its "
+            "weights are damaged"
+        )
+    if not all(np.isfinite(array).all() for array in have.values()):
+        advice = (
+            "it overflows in half precision; export with float32"
+            if precision == "float16"
+            else ("PyTorch's are; ONNX Runtime computes it wrongly here")
+        )
+        raise ParityError(f"graph {name} gives values that are not finite ({shapes}): {advice}")
+    try:
+        return compare(shapes, want, have)
+    except BackendError as error:
+        raise ExportError(f"graph {name} gives something else than its model ({shapes}): {error}") from error

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from freeprompt.contract.bundle import Bundle
 from freeprompt.contract.errors import UsageError
-from freeprompt.engines.comparison import compare, profile_to_sizes, seeded_inputs
+from freeprompt.contract.parity import compare
+from freeprompt.engines.comparison import profile_to_sizes, seeded_inputs
 from freeprompt.engines.onnxruntime.backend import OnnxRuntimeBackend
 from freeprompt.engines.onnxruntime.cuda_form import fuse_for_cuda
 from freeprompt.engines.shapes import Rows, Shapes

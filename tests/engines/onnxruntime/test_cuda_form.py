@@ -19,7 +19,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from freeprompt.contract.bundle import Bundle
 from freeprompt.contract.errors import BackendError
-from freeprompt.engines.comparison import compare, profile_to_sizes, reference_outputs, seeded_inputs
+from freeprompt.contract.parity import compare
+from freeprompt.engines.comparison import profile_to_sizes, reference_outputs, seeded_inputs
 from freeprompt.engines.onnxruntime import cuda_form
 from freeprompt.engines.onnxruntime.cuda_form import CudaGraph, fuse_for_cuda
 from freeprompt.engines.shapes import Rows, Shapes
