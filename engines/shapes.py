@@ -13,11 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from freeprompt.contract.errors import BackendError, UsageError
+from freeprompt.contract.graphs import PADDED, RECORD, STEP_RECORDED, STEP_RECORDING, TEXT_ENCODER, padded_dimensions
 from freeprompt.contract.manifest import GraphSpec, Manifest, TensorSpec
 from freeprompt.contract.record_size import record_rows
 
-SLACK = ("texts", "pinned", "record_rows")
-SLACK_BY_GRAPH = {"record": (*SLACK, "rows", "latents"), "vae_encoder": ("images",), "vae_decoder": ("images",)}
 # An edit has its rows' prompts, the empty one and a negative one: never more texts than rows and two.
 EXTRA_TEXTS = 2
 # Inversion; two rows of guidance (generation, or an edit after its replaced steps); those and the source's row.
@@ -32,7 +31,7 @@ class Profile:
     """
 
     dims: dict[str, tuple[int, int, int]]
-    slack: tuple[str, ...] = SLACK
+    slack: tuple[str, ...] = PADDED
 
     @property
     def is_static(self) -> bool:
@@ -120,12 +119,12 @@ class Shapes:
             recorded = self.record_rows or record_rows(manifest, size[1] // latents.scale, size[0] // latents.scale)
             for rows in self._batches(graph, recorded):
                 dims = _dims(manifest, size, rows, recorded)
-                if graph == "text_encoder":
+                if graph == TEXT_ENCODER:
                     dims["texts"] = texts
                 chosen = {name: _known(dims, name, graph) for name in _names(spec)}
                 if chosen not in found:
                     found.append(chosen)
-        slack = SLACK_BY_GRAPH.get(graph, SLACK)
+        slack = padded_dimensions(graph)
         if not self.ranged:
             return tuple(Profile({n: (s, s, s) for n, s in dims.items()}, slack) for dims in found)
         merged = {}
@@ -136,11 +135,11 @@ class Shapes:
 
     def _batches(self, graph: str, recorded: int) -> tuple[Rows, ...]:
         """Batches that the runtime gives to a graph (``freeprompt.runtime.plan.planner``)."""
-        if graph == "record":
+        if graph == RECORD:
             return (Rows(recorded, recorded),)
-        if graph == "step_recording":
+        if graph == STEP_RECORDING:
             return (Rows(1, 1),)
-        if graph == "step_recorded":
+        if graph == STEP_RECORDED:
             # The source's row is recorded: two rows a target are left.
             return tuple(r for r in self.rows if r.rows % 2 == 0) or self.rows
         return self.rows

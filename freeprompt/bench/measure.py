@@ -13,9 +13,9 @@ from freeprompt.bench import machine
 from freeprompt.bench.meter import Evaluation, MeteredBackend, rows_by_graph, seconds_of
 from freeprompt.bench.statistics import summarise
 from freeprompt.cli.guard import check_interrupted
+from freeprompt.contract.graphs import RECORD, STEP, STEP_RECORDED, STEP_RECORDING
 from freeprompt.contract.session import NumpyArray
 from freeprompt.editor import Editor, Progress, check_size
-from freeprompt.runtime.plan.plan import RECORD, STEP, STEP_RECORDED, STEP_RECORDING
 from freeprompt.runtime.source import recording
 
 FORMAT = 1

@@ -16,11 +16,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from freeprompt.contract.errors import UsageError
+from freeprompt.contract.graphs import RECORD, STEP_RECORDED, STEP_RECORDING
 from freeprompt.contract.manifest import Manifest
 from freeprompt.contract.record_size import RECORD_ROWS
 from freeprompt.contract.session import Array, Backend, HostArray, NumpyArray, fetch, spill
 from freeprompt.runtime.execute import RecordedRows
-from freeprompt.runtime.plan.plan import RECORD, STEP_RECORDED, STEP_RECORDING, Plan, RecordPass
+from freeprompt.runtime.plan.plan import Plan, RecordPass
 from freeprompt.runtime.plan.schedule import Schedule
 from freeprompt.runtime.plan.settings import EditSettings
 from freeprompt.runtime.sessions import Graphs
