@@ -22,14 +22,14 @@ from freeprompt.contract.errors import BackendError
 from freeprompt.contract.parity import compare
 from freeprompt.engines.comparison import profile_to_sizes, reference_outputs, seeded_inputs
 from freeprompt.engines.onnxruntime import cuda_form
-from freeprompt.engines.onnxruntime.cuda_form import CudaGraph, fuse_for_cuda
+from freeprompt.engines.onnxruntime.cuda_form import RewrittenGraph, fuse_for_cuda
 from freeprompt.engines.shapes import Rows, Shapes
 from tests.engines.cuda.barrier import loaded_transpositions
 from tests.engines.onnxruntime.cuda_reference import to_standard
 
 SHAPES = Shapes(((64, 64), (96, 64)), (Rows(2, 1), Rows(3, 1)))
 GRAPHS = ("step", "step_recorded", "step_recording", "record", "text_encoder", "vae_encoder", "vae_decoder")
-Fused = Callable[[str], CudaGraph]
+Fused = Callable[[str], RewrittenGraph]
 
 
 def open_on_cpu(model: bytes, folder: Path) -> Any:
