@@ -381,4 +381,4 @@ def test_settings_that_cannot_be() -> None:
     with pytest.raises(UsageError):
         BuilderSettings("float32", optimization_level=6)
     with pytest.raises(UsageError):
-        BundleBuild(Shapes((SIZE,), (Rows(1, 1),)), profile="speed")
+        BundleBuild(Shapes((SIZE,), (Rows(1, 1),)), engines="speed")
