@@ -289,8 +289,8 @@ def test_a_loop_without_end(tiny_bundle: Path, tmp_path: Path, name: str) -> Non
 
 
 LOADS_STOP = pytest.mark.skipif(
-    not hasattr(ort.SessionOptions, "set_load_cancellation_flag"),
-    reason="this onnxruntime holds Python's lock while it loads",
+    tuple(int(part) for part in ort.__version__.split(".")[:2]) < (1, 32),
+    reason="onnxruntime 1.21 to 1.26 hold Python's lock while they load; what is between was not looked at",
 )
 
 
