@@ -35,9 +35,9 @@ EDIT = f"""
 import sys
 import numpy as np
 from freeprompt import Editor
-from freeprompt.engines import onnxruntime_library
+from freeprompt.engines.onnxruntime import library
 if sys.argv[1] == "unchecked":
-    onnxruntime_library.OLDEST = (0, 0, 0)
+    library.OLDEST = (0, 0, 0)
 editor = Editor.load(sys.argv[2])
 inversion = editor.invert({str(PICTURE)!r}, steps={STEPS})
 np.save(sys.argv[3], editor.edit_latents(inversion, "a cyan square on a gray background", guidance=3.0))

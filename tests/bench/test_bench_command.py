@@ -12,8 +12,11 @@ import pytest
 from freeprompt import Editor
 from freeprompt.bench.measure import BenchSettings, run_bench
 from freeprompt.bench.report import MAX_BYTES, comparison_to_text, differences, read_report, too_few
+from freeprompt.bench.statistics import FALSE_ALARMS, least_p
+from freeprompt.cli import build_parser
 from freeprompt.contract.errors import UsageError
 from tests.cli.runner import assert_fails, call
+from tests.test_readme import ROOT, commands
 
 Capture = pytest.CaptureFixture[str]
 FIGURES = {"load", "encode", "invert", "record", "first edit", "text", "denoise", "decode", "further edit", "row"}
@@ -165,3 +168,11 @@ def test_wrong_use_is_told_before_the_work(tmp_path: Path, tiny_bundle: Path, ca
         ("--record", "exact", "--replace-fraction", 2),
     ):
         assert_fails(call(capsys, "bench", "--bundle", tiny_bundle, *wrong), 2)
+
+
+def test_what_the_readme_shows_can_show_a_difference() -> None:
+    text = (ROOT / "README.md").read_text()
+    shown = [build_parser().parse_args(words) for words in commands(text, "freeprompt") if words[0] == "bench"]
+    edits = [arguments.edits for arguments in shown]
+    # Eleven figures, with the default prompts and record.
+    assert edits and all(least_p(n, m) * 11 <= FALSE_ALARMS for n in edits for m in edits)
