@@ -12,7 +12,8 @@ import freeprompt
 from freeprompt.contract.bundle import Bundle
 from freeprompt.contract.errors import CheckpointWarning, OutputError
 from freeprompt.contract.files import atomic_folder, file_to_sha256
-from freeprompt.contract.manifest import FORMAT_VERSION, MANIFEST_NAME, FileSpec, LatentSpec, Manifest, manifest_to_json
+from freeprompt.contract.manifest import FORMAT_VERSION, MANIFEST_NAME, FileSpec, LatentSpec, Manifest
+from freeprompt.contract.manifest_file import manifest_to_json
 from freeprompt.export.checkpoint.constants import checkpoint_to_latents, checkpoint_to_text
 from freeprompt.export.checkpoint.load import Checkpoint, load_checkpoint
 from freeprompt.export.checkpoint.scheduler import config_to_scheduler, spacing_to_words

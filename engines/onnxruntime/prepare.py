@@ -11,18 +11,14 @@ from typing import Any, Protocol
 
 from freeprompt.contract.bundle import Bundle
 from freeprompt.contract.errors import BackendError
+from freeprompt.contract.parity import Parity
 from freeprompt.contract.session import Array, Backend, Feed, Session
-from freeprompt.engines.comparison import (
-    THRESHOLDS,
-    EngineParity,
-    profile_to_sizes,
-    seeded_inputs,
-    session_to_parity,
-)
+from freeprompt.engines.comparison import THRESHOLDS, profile_to_sizes, seeded_inputs
 from freeprompt.engines.onnxruntime.cuda_form import CudaGraph, check_packages, fuse_for_cuda
 from freeprompt.engines.onnxruntime.external_data import checked_snapshot
 from freeprompt.engines.onnxruntime.prepared_metadata import CudaRecord, CudaTiming
 from freeprompt.engines.onnxruntime.prepared_store import CudaStore
+from freeprompt.engines.reference import session_to_parity
 from freeprompt.engines.shapes import Profile, Shapes
 from freeprompt.engines.tensorrt.progress import Progress
 
@@ -134,7 +130,7 @@ def _prepare(
 @dataclass(frozen=True)
 class _Measured:
     profile: str
-    parity: EngineParity
+    parity: Parity
     milliseconds: float
 
 

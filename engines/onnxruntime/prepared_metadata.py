@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from freeprompt.contract.parity import Parity
 from freeprompt.engines.artifacts.metadata import sidecar_to_record
-from freeprompt.engines.comparison import EngineParity
 
 RECORD_VERSION = 1
 
@@ -39,7 +39,7 @@ class CudaRecord:
     operators: dict[str, int] = field(default_factory=dict)
     model_sha256: str = ""
     seconds: float = 0.0
-    parity: tuple[EngineParity, ...] = ()
+    parity: tuple[Parity, ...] = ()
     parity_threshold: float = 0.0
     timings: tuple[CudaTiming, ...] = ()
     failure: str = ""

@@ -7,8 +7,10 @@ from dataclasses import replace
 
 from freeprompt.contract.bundle import Bundle
 from freeprompt.contract.errors import BackendError
+from freeprompt.contract.parity import Parity
 from freeprompt.contract.session import Backend
-from freeprompt.engines.comparison import THRESHOLDS, EngineParity, profile_to_sizes, session_to_parity
+from freeprompt.engines.comparison import THRESHOLDS, profile_to_sizes
+from freeprompt.engines.reference import session_to_parity
 from freeprompt.engines.shapes import Shapes
 from freeprompt.engines.tensorrt.progress import Progress
 
@@ -19,7 +21,7 @@ def warm_bundle(
     backend: Backend,
     graphs: tuple[str, ...] = (),
     progress: Progress = lambda line: None,
-) -> Iterator[EngineParity]:
+) -> Iterator[Parity]:
     """Run every graph once at every shape; the provider builds what its cache lacks, and keeps it.
 
     Args:

@@ -10,8 +10,10 @@ from pathlib import Path
 from freeprompt.contract.bundle import Bundle
 from freeprompt.contract.errors import BackendError, UsageError
 from freeprompt.contract.manifest import Manifest
-from freeprompt.engines.comparison import THRESHOLDS, EngineParity, profile_to_sizes, session_to_parity
+from freeprompt.contract.parity import Parity
+from freeprompt.engines.comparison import THRESHOLDS, profile_to_sizes
 from freeprompt.engines.onnxruntime.external_data import checked_snapshot
+from freeprompt.engines.reference import session_to_parity
 from freeprompt.engines.shapes import Profile, Shapes
 from freeprompt.engines.tensorrt.backend import TensorRTBackend
 from freeprompt.engines.tensorrt.builder import BuilderSettings, build_engine
@@ -174,7 +176,7 @@ def _examined(
         fused_attention=inspection.fused_attention,
     )
     session = backend.session(bundle, record.graph, (LoadedEngine(engine, record.profiles, record.name),))
-    parity: list[EngineParity] = []
+    parity: list[Parity] = []
     try:
         for profile in record.profiles:
             progress(f"checking {record.graph} at {profile} against ONNX Runtime on the CPU")

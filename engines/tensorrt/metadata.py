@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import msgspec
 
+from freeprompt.contract.parity import Parity
 from freeprompt.engines.artifacts.metadata import sidecar_to_record
-from freeprompt.engines.comparison import EngineParity
 from freeprompt.engines.shapes import Profile
 
 RECORD_VERSION = 1
@@ -41,7 +41,7 @@ class EngineRecord:
     layers: int = 0
     attention_layers: int = 0
     fused_attention: int | None = None
-    parity: tuple[EngineParity, ...] = ()
+    parity: tuple[Parity, ...] = ()
     parity_threshold: float = 0.0
     seal: str = ""
     version: int = RECORD_VERSION

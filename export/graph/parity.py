@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from freeprompt.contract.errors import ExportError
-from freeprompt.contract.manifest import Parity
+from freeprompt.contract.parity import NOT_FINITE, Parity, compare
 
 # float32: the two differ by the order of summation only; 1e-5 is twenty times what was measured on graphs of one and of
 # sixteen attention layers (4e-7), and far below what a wrong weight or route gives. float16: the graph rounds every
@@ -114,24 +114,23 @@ def _flatten(args: tuple[Any, ...]) -> list[NumpyArray]:
 def _compare(
     name: str, shapes: str, expected: Sequence[NumpyArray], got: Sequence[NumpyArray], precision: str
 ) -> Parity:
-    square = total = largest = 0.0
-    for want, have in zip(expected, got, strict=True):
-        if want.shape != have.shape:
-            raise ExportError(f"graph {name} gives shape {have.shape}, the model {want.shape}")
-        if not np.isfinite(want).all():
-            raise ExportError(
-                f"the model of graph {name} gives values that are not finite ({shapes}) in float32 already: its "
-                "weights are damaged"
-            )
-        if not np.isfinite(have).all():
-            advice = (
-                "it overflows in half precision; export with float32"
-                if precision == "float16"
-                else ("PyTorch's are; ONNX Runtime computes it wrongly here")
-            )
-            raise ParityError(f"graph {name} gives values that are not finite ({shapes}): {advice}")
-        difference = have.astype(np.float64) - want.astype(np.float64)
-        square += float(np.sum(difference**2))
-        total += float(np.sum(want.astype(np.float64) ** 2))
-        largest = max(largest, float(np.abs(difference).max()))
-    return Parity(shapes, (square / total) ** 0.5 if total else square**0.5, largest)
+    def by_place(values: Sequence[NumpyArray]) -> dict[str, NumpyArray]:
+        return {f"output {number}": value for number, value in enumerate(values, 1)}
+
+    if not all(np.isfinite(want).all() for want in expected):
+        raise ExportError(
+            f"the model of graph {name} gives values that are not finite ({shapes}) in float32 already: its "
+            "weights are damaged"
+        )
+    try:
+        found = compare(shapes, by_place(expected), by_place(got))
+    except ValueError as error:
+        raise ExportError(f"graph {name} is not its model's: {error}") from error
+    if found.relative_l2 >= NOT_FINITE:
+        advice = (
+            "it overflows in half precision; export with float32"
+            if precision == "float16"
+            else "PyTorch's are; ONNX Runtime computes it wrongly here"
+        )
+        raise ParityError(f"graph {name} gives values that are not finite ({shapes}): {advice}")
+    return found

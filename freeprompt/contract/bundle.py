@@ -10,7 +10,8 @@ from pathlib import Path
 from freeprompt.contract.bundle_files import BundleFiles
 from freeprompt.contract.errors import BundleError
 from freeprompt.contract.files import read_regular, restore_folder
-from freeprompt.contract.manifest import MANIFEST_NAME, GraphSpec, LayerSpec, Manifest, manifest_from_json
+from freeprompt.contract.manifest import MANIFEST_NAME, GraphSpec, LayerSpec, Manifest
+from freeprompt.contract.manifest_file import manifest_from_json
 
 # A manifest is some tens of kilobytes; a file of gigabytes at its place must not be read into memory.
 MAX_MANIFEST_BYTES = 16 << 20

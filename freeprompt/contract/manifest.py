@@ -5,15 +5,14 @@ Nothing that describes a model is written in code a second time: export writes i
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 import msgspec
 
 from freeprompt.contract.errors import BundleError
+from freeprompt.contract.parity import Parity
 from freeprompt.contract.precision import HalfPrecision
-from freeprompt.contract.storage.strict_json import check_json
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -39,18 +38,6 @@ class TensorSpec:
 
     def __str__(self) -> str:
         return f"{self.name}[{','.join(str(d) for d in self.shape)}] {self.dtype}"
-
-
-@dataclass(frozen=True)
-class Parity:
-    """How one graph compared with the model it was exported from, on seeded inputs.
-
-    ``relative_l2`` is ||onnx - torch|| / ||torch|| over all outputs, torch computed in float32.
-    """
-
-    shapes: str
-    relative_l2: Annotated[float, msgspec.Meta(ge=0.0)]
-    max_abs: Annotated[float, msgspec.Meta(ge=0.0)]
 
 
 @dataclass(frozen=True)
@@ -163,7 +150,7 @@ class LatentSpec:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything about a bundle. Raises nothing itself: ``manifest_from_json`` checks what it reads."""
+    """Everything about a bundle. Raises nothing itself: ``manifest_file.manifest_from_json`` checks what it reads."""
 
     format_version: int
     producer: str
@@ -195,60 +182,3 @@ class Manifest:
             return self.graphs[name]
         except KeyError:
             raise BundleError(f"the bundle has no graph {name!r}; it has {', '.join(sorted(self.graphs))}") from None
-
-
-@dataclass(frozen=True)
-class _Versioned:
-    format_version: int
-
-
-@dataclass(frozen=True)
-class _Sealed:
-    manifest_sha256: Sha256
-
-
-_UNSEALED = b"0" * 64
-# Of a parser's message, which may quote all of a value.
-_MESSAGE = 500
-
-
-def manifest_to_json(manifest: Manifest) -> bytes:
-    """Readable, deterministic JSON that begins with a checksum of itself.
-
-    Every file has its SHA-256 in the manifest; ``manifest_sha256`` does the same for the manifest,
-    where one flipped digit of a coefficient would otherwise be a slightly different model. It is the
-    SHA-256 of the whole text with 64 zeros in its place.
-    """
-    text = msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=1)
-    text = b'{\n "manifest_sha256": "' + _UNSEALED + b'",' + text[1:] + b"\n"
-    return text.replace(_UNSEALED, hashlib.sha256(text).hexdigest().encode(), 1)
-
-
-def manifest_from_json(data: bytes) -> Manifest:
-    """Parse and check a manifest.
-
-    Raises:
-        BundleError: not JSON, another format version, a checksum that differs, a field missing,
-            of a wrong type or out of range, a key twice, or values that contradict each other.
-    """
-    from freeprompt.contract.manifest_check import contradiction  # which reads what is defined here
-
-    try:
-        check_json(data)
-        version = msgspec.json.decode(data, type=_Versioned).format_version
-        if version != FORMAT_VERSION:
-            raise BundleError(
-                f"{MANIFEST_NAME} has format version {version}, this freeprompt reads {FORMAT_VERSION}; "
-                "export the checkpoint again, or install the version that wrote it"
-            )
-        sha256 = msgspec.json.decode(data, type=_Sealed).manifest_sha256
-        unsealed = data.replace(sha256.encode(), _UNSEALED, 1)
-        if hashlib.sha256(unsealed).hexdigest() != sha256:
-            raise BundleError(f"{MANIFEST_NAME} is damaged or was edited (its SHA-256 differs): copy the bundle again")
-        manifest = msgspec.json.decode(data, type=Manifest)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise BundleError(f"{MANIFEST_NAME} cannot be read: {str(error)[:_MESSAGE]}") from error
-    problem = contradiction(manifest)
-    if problem is not None:
-        raise BundleError(f"{MANIFEST_NAME} contradicts itself: {problem}")
-    return manifest

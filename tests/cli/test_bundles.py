@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from freeprompt.contract.files import file_to_sha256
-from freeprompt.contract.manifest import Manifest, Parity, manifest_from_json, manifest_to_json
+from freeprompt.contract.manifest import Manifest
+from freeprompt.contract.manifest_file import manifest_from_json, manifest_to_json
+from freeprompt.contract.parity import Parity
 from tests.cli.runner import assert_fails, call, names, picture
 
 Capture = pytest.CaptureFixture[str]

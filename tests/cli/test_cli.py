@@ -14,7 +14,7 @@ from PIL import Image
 import freeprompt
 from freeprompt import Editor
 from freeprompt.cli import build_parser
-from freeprompt.contract.manifest import manifest_from_json
+from freeprompt.contract.manifest_file import manifest_from_json
 from freeprompt.runtime.inputs.image import fit_image, open_image
 from tests.cli.runner import call, names, picture
 

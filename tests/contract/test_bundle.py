@@ -13,7 +13,8 @@ import pytest
 from freeprompt.contract.bundle import MAX_MANIFEST_BYTES, Bundle
 from freeprompt.contract.errors import BundleError
 from freeprompt.contract.files import file_to_sha256
-from freeprompt.contract.manifest import Manifest, manifest_from_json, manifest_to_json
+from freeprompt.contract.manifest import Manifest
+from freeprompt.contract.manifest_file import manifest_from_json, manifest_to_json
 from tests.damage import Json, copy_bundle, edit_manifest, read_manifest, seal, write_manifest
 
 

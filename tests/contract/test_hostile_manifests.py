@@ -17,7 +17,8 @@ import pytest
 from freeprompt import Editor
 from freeprompt.contract.bundle import Bundle
 from freeprompt.contract.errors import BundleError, FreePromptError
-from freeprompt.contract.manifest import Manifest, manifest_from_json
+from freeprompt.contract.manifest import Manifest
+from freeprompt.contract.manifest_file import manifest_from_json
 from freeprompt.editor import demo_bundle
 from freeprompt.engines.fake import FakeBackend
 from freeprompt.runtime.inputs.prompt import prompts_to_ids

@@ -19,9 +19,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from freeprompt.contract.bundle import Bundle
 from freeprompt.contract.errors import BackendError
-from freeprompt.engines.comparison import compare, profile_to_sizes, reference_outputs, seeded_inputs
+from freeprompt.engines.comparison import compare, profile_to_sizes, seeded_inputs
 from freeprompt.engines.onnxruntime import cuda_form
 from freeprompt.engines.onnxruntime.cuda_form import CudaGraph, fuse_for_cuda
+from freeprompt.engines.reference import reference_outputs
 from freeprompt.engines.shapes import Rows, Shapes
 from tests.engines.cuda.barrier import loaded_transpositions
 from tests.engines.onnxruntime.cuda_reference import to_standard

@@ -20,11 +20,11 @@ from freeprompt.cli import cuda_build
 from freeprompt.cli.stages import Stages
 from freeprompt.contract.bundle import Bundle
 from freeprompt.contract.errors import BackendError
+from freeprompt.contract.parity import Parity
 from freeprompt.contract.session import Array, HostArray, NumpyArray, Session
 from freeprompt.engines import doctor
 from freeprompt.engines.artifacts import metadata
 from freeprompt.engines.artifacts.signature import Seal
-from freeprompt.engines.comparison import EngineParity
 from freeprompt.engines.cuda.runtime import CudaRuntime, DeviceInfo
 from freeprompt.engines.onnxruntime import backend as onnxruntime_backend
 from freeprompt.engines.onnxruntime import captured, library
@@ -275,8 +275,8 @@ def test_a_write_that_is_cut_off_leaves_no_graph(bundle: Bundle, rewritten: Fuse
 def test_numbers_that_are_none_speak_against() -> None:
     record = CudaRecord("step", "0", "1", parity_threshold=1e-3)
     assert "inf" in str(record.problem), "never measured"
-    right = replace(record, parity=(EngineParity("", 1e-4, 1e-4),))
-    assert "nan" in str(replace(record, parity=(EngineParity("", float("nan"), 0.0),)).problem)
+    right = replace(record, parity=(Parity("", 1e-4, 1e-4),))
+    assert "nan" in str(replace(record, parity=(Parity("", float("nan"), 0.0),)).problem)
     assert "slower" in str(replace(right, timings=(CudaTiming("", 1.0, float("nan")),)).problem)
     assert replace(right, timings=(CudaTiming("", 1.0, 1.0),)).problem is None
 
