@@ -18,13 +18,13 @@ from tests.engines.tensorrt.bindings import CUDA, ROOT, TENSORRT, Wheel, describ
 
 ENGINES = ROOT / "engines"
 TENSORRT_SOURCES = (
-    "tensorrt_library.py",
-    "tensorrt_build.py",
-    "tensorrt_engine.py",
-    "tensorrt_progress.py",
-    "tensorrt_timing.py",
+    "tensorrt/library.py",
+    "tensorrt/builder.py",
+    "tensorrt/engine.py",
+    "tensorrt/progress.py",
+    "tensorrt/timing.py",
 )
-CUDA_SOURCES = ("cuda_runtime.py",)
+CUDA_SOURCES = ("cuda/runtime.py",)
 
 tensorrt_versions = pytest.mark.parametrize("wheel", TENSORRT, ids=lambda wheel: wheel.version)
 
@@ -57,8 +57,8 @@ def test_the_sources_use_every_class_that_is_looked_for() -> None:
 
 def test_nothing_else_touches_the_libraries() -> None:
     """Other modules reach TensorRT and CUDA through the ones that are checked."""
-    for path in sorted(ENGINES.glob("*.py")):
-        if path.name not in (*TENSORRT_SOURCES, *CUDA_SOURCES):
+    for path in sorted(ENGINES.rglob("*.py")):
+        if path.relative_to(ENGINES).as_posix() not in (*TENSORRT_SOURCES, *CUDA_SOURCES):
             uses = [u for u in find_uses(path.read_text(), "10.3") if u.owner == MODULE]
             assert all(use.name == "__version__" for use in uses), (path.name, uses)
 
