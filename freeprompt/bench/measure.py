@@ -15,16 +15,16 @@ from freeprompt.bench.statistics import summarise
 from freeprompt.cli.guard import check_interrupted
 from freeprompt.contract.session import NumpyArray
 from freeprompt.editor import Editor, Progress, check_size
+from freeprompt.runtime.plan import records
 from freeprompt.runtime.plan.plan import RECORD, STEP, STEP_RECORDED, STEP_RECORDING
-from freeprompt.runtime.source import recording
 
 FORMAT = 1
 # Loading is repeated for at most so long: a large model takes that for one time.
 _LOADING_SECONDS = 20.0
 _GRAPHS = {
-    recording.EXACT: (STEP, RECORD, STEP_RECORDED),
-    recording.NONE: (STEP,),
-    recording.FROM_INVERSION: (STEP, STEP_RECORDING, STEP_RECORDED),
+    records.EXACT: (STEP, RECORD, STEP_RECORDED),
+    records.NONE: (STEP,),
+    records.FROM_INVERSION: (STEP, STEP_RECORDING, STEP_RECORDED),
 }
 
 
@@ -34,7 +34,7 @@ class BenchSettings:
 
     Attributes:
         edits: repetitions: each inverts, edits, edits again, and edits by ``prompts`` prompts at once.
-        record: a mode of ``freeprompt.runtime.source.recording`` other than "auto".
+        record: a mode of ``freeprompt.runtime.plan.records`` other than "auto".
         size: (width, height); None: native.
         edit: keywords of ``Editor.edit``.
     """
@@ -42,7 +42,7 @@ class BenchSettings:
     edits: int = 10
     steps: int = 50
     prompts: int = 4
-    record: str = recording.EXACT
+    record: str = records.EXACT
     size: tuple[int, int] | None = None
     edit: Mapping[str, Any] = field(default_factory=dict)
 
@@ -118,7 +118,7 @@ class Bench:
         edited = held()
         add("encode", seconds_of(inverted, "vae_encoder"))
         add("invert", seconds_of(inverted, STEP))
-        if settings.record == recording.EXACT:
+        if settings.record == records.EXACT:
             add("record", seconds_of(edited, RECORD))
         add("first edit", seconds)
         self._count("first edit", [*inverted, *edited], self._plan(None, 1))

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from freeprompt.contract.session import Array, Backend, NumpyArray
-from freeprompt.runtime.source.recording import EXACT, FROM_INVERSION, Record
+from freeprompt.runtime.plan.records import EXACT, FROM_INVERSION
+from freeprompt.runtime.source.recording import Record
 
 
 @dataclass(eq=False)

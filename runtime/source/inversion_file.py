@@ -18,8 +18,8 @@ from freeprompt.contract.files import atomic_path, open_regular
 from freeprompt.contract.session import HostArray, NumpyArray
 from freeprompt.contract.storage.strict_json import check_json
 from freeprompt.runtime.plan.plan import RecordPass
+from freeprompt.runtime.plan.records import EXACT, FROM_INVERSION
 from freeprompt.runtime.source.inversion import Inversion
-from freeprompt.runtime.source.recording import EXACT, FROM_INVERSION
 
 FORMAT = 1
 _KEY = "freeprompt.inversion"
