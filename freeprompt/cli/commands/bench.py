@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from freeprompt.cli import options, writing
-from freeprompt.cli.guard import say_error
+from freeprompt.cli.guard import check_interrupted, say_error
 from freeprompt.cli.stages import Stages
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace) -> None:
     record = editor.record_mode(arguments.record or "auto", **edit)
     del editor
     settings = measure.BenchSettings(arguments.edits, arguments.steps, arguments.prompts, record, arguments.size, edit)
-    report = measure.run_bench(load, settings, arguments.threads, stages.line)
+    report = measure.run_bench(load, settings, arguments.threads, stages.line, check_interrupted)
     print(report_to_text(report))
     if arguments.json:
         write_report(report, arguments.json)

@@ -6,8 +6,8 @@ import argparse
 from typing import TYPE_CHECKING
 
 from freeprompt.cli import options
-from freeprompt.cli.message import escaped
 from freeprompt.cli.stages import Stages
+from freeprompt.contract.text import escaped
 
 if TYPE_CHECKING:
     from freeprompt.contract.bundle import Bundle
