@@ -15,10 +15,10 @@ from freeprompt.contract.errors import InversionError, UsageError
 from freeprompt.contract.manifest import LayerSpec, Manifest
 from freeprompt.contract.record_size import RECORD_PASS_BYTES, RECORD_ROWS, record_row_bytes, record_rows
 from freeprompt.engines.select import create_backend
-from freeprompt.engines.shapes import Rows, Shapes
 from freeprompt.runtime.pipeline import Limits
 from freeprompt.runtime.plan import records
 from freeprompt.runtime.source import recording
+from tests.shapes import shapes_of
 
 Array = np.ndarray[Any, Any]
 STEPS = 10
@@ -286,7 +286,7 @@ def test_record_batch_is_bounded_in_bytes_and_what_engines_are_built_for(editor:
     size = record_row_bytes(manifest, side, side)
     assert rows == 1 or rows * size <= RECORD_PASS_BYTES
     pixels = side * manifest.latents.scale
-    shapes = Shapes(((pixels, pixels),), (Rows(2, 1),))
+    shapes = shapes_of(manifest, (pixels, pixels), rows="2")
     for graph, name in (("record", "rows"), ("step_recorded", "record_rows")):
-        (profile,) = shapes.profiles(manifest, graph)
+        (profile,) = shapes.profiles(graph)
         assert profile.dims[name] == (rows, rows, rows)
