@@ -18,7 +18,7 @@ from freeprompt.contract.errors import BackendError
 from freeprompt.contract.session import Backend, NumpyArray
 from freeprompt.engines.comparison import seeded_inputs
 from freeprompt.engines.cuda.runtime import import_cudart
-from freeprompt.engines.shapes import Rows
+from freeprompt.runtime.plan.shapes import Batch
 
 ROWS = (1, 2, 3, 4, 6, 8)
 PROMPT = "a red cat"
@@ -47,7 +47,7 @@ DRY = Effort(samples=2, steps=2, warm=1, edit_steps=3, edits=1, rows=(1, 2, 3))
 def step_sizes(bundle: Bundle, rows: int) -> dict[str, int]:
     """Sizes of a step at the native size, as an edit has them."""
     latents = bundle.manifest.latents
-    count = Rows.parse(str(rows)).latents
+    count = Batch.parse(str(rows)).latents
     return {
         "rows": rows,
         "latents": count,

@@ -63,16 +63,16 @@ def prepare_bundle(
     disk with what was found, and is not used.
 
     Args:
-        graphs: names; empty: every graph of the bundle.
+        graphs: names; empty: every graph that there are shapes of.
         fuse: for tests.
 
     Raises:
         BackendError: a package is missing, or the graph as exported cannot be run or differs on this device.
-        UsageError: a shape that the model cannot take.
+        UsageError: there are no shapes of a graph.
         OutputError: the engines' folder cannot be written.
     """
     check_packages()
-    planned = {graph: shapes.profiles(bundle.manifest, graph) for graph in graphs or tuple(bundle.manifest.graphs)}
+    planned = {graph: shapes.profiles(graph) for graph in graphs or tuple(shapes.sizes)}
     for graph, profiles in planned.items():
         with store.lock(graph):
             yield _prepare(bundle, graph, profiles, backend, store, progress, fuse)

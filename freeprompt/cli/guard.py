@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from freeprompt.cli.message import in_options, one_line
+from freeprompt.cli.message import in_options
 from freeprompt.contract.errors import Cancelled, FreePromptError, FreePromptWarning, UsageError
+from freeprompt.contract.text import one_line
 
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
