@@ -139,6 +139,21 @@ def test_what_is_run_is_what_was_planned(
     assert all(plan.record_rows == 0 for plan in further)
 
 
+@pytest.mark.parametrize(
+    ("device", "budget", "resident"),
+    [("gpu", None, 4), ("gpu", 16 * ROW, 4), ("gpu", 12 * ROW, 1), ("gpu", 12 * ROW - 1, 0), ("cpu", 0, 4)],
+)
+def test_an_edit_says_what_stays_on_the_device(
+    tiny_bundle: Path, device: str, budget: int | None, resident: int
+) -> None:
+    """Four passes of four rows; where not all stay, two are on their way. On the CPU there is nowhere else to be."""
+    limits = Limits(device_record_bytes=budget)
+    editor = Editor.load(tiny_bundle, FakeBackend(device=device), verify=False, limits=limits)
+    inversion, edit = editor.plan("x", steps=20, record="exact")
+    assert [len(made.levels) for made in edit.passes] == [4, 4, 4, 4]
+    assert (inversion.resident, edit.resident) == (None, resident)
+
+
 @pytest.mark.parametrize(("budget", "resident"), [(None, 8), (8 * ROW, 8), (8 * ROW - 1, 5), (2 * ROW, 0), (0, 0)])
 def test_an_inversion_that_records_says_what_stays_on_the_device(
     tiny_bundle: Path, budget: int | None, resident: int
