@@ -41,7 +41,8 @@ class Limits:
             it the rows of the least recently used are dropped, and recorded anew by its next edit. Those that were
             recorded while inverting (``record="inversion"``) cannot be made anew: they stay, and leave less for others.
             Four times ``record_bytes``: some twenty pictures at Stable Diffusion 1.5's size.
-        memory_bytes: most bytes that a call may be estimated to need (``runtime.plan.memory``). None: what the machine has.
+        memory_bytes: most bytes that a call may be estimated to need (``runtime.plan.memory``). None: what the machine
+            has.
         pixels: most pixels, width times height, of the size worked at. None: 64 times the native area.
         steps: most DDIM steps. None: as many as the training schedule has.
         prompts: most target prompts of one call. They are edited in chunks, but every result is held: more in one call
