@@ -17,8 +17,8 @@ from freeprompt.contract.record_size import RECORD_PASS_BYTES, RECORD_ROWS, reco
 from freeprompt.engines.select import create_backend
 from freeprompt.runtime.pipeline import Limits
 from freeprompt.runtime.plan import records
+from freeprompt.runtime.plan.shapes import Batch, batches_to_sizes, usual_sizes
 from freeprompt.runtime.source import recording
-from tests.shapes import shapes_of
 
 Array = np.ndarray[Any, Any]
 STEPS = 10
@@ -285,8 +285,9 @@ def test_record_batch_is_bounded_in_bytes_and_what_engines_are_built_for(editor:
     assert record_rows(manifest, side, side) == rows
     size = record_row_bytes(manifest, side, side)
     assert rows == 1 or rows * size <= RECORD_PASS_BYTES
-    pixels = side * manifest.latents.scale
-    shapes = shapes_of(manifest, (pixels, pixels), rows="2")
-    for graph, name in (("record", "rows"), ("step_recorded", "record_rows")):
-        (profile,) = shapes.profiles(graph)
-        assert profile.dims[name] == (rows, rows, rows)
+    for sizes in (
+        batches_to_sizes(manifest, [Batch(2, 1)], (side, side)),
+        usual_sizes(manifest, [(side, side)], limits=Limits(pixels=1 << 40)),
+    ):
+        for graph, name in (("record", "rows"), ("step_recorded", "record_rows")):
+            assert [each[name] for each in sizes[graph]] == [rows]
