@@ -7,11 +7,11 @@ from pathlib import Path
 
 from freeprompt.contract.bundle import Bundle
 from freeprompt.contract.errors import BackendError
+from freeprompt.contract.graphs import NEEDED_GRAPHS, RECORD, STEP_RECORDED
 from freeprompt.engines.cuda.runtime import CudaRuntime
-from freeprompt.engines.select import NEEDED_GRAPHS
 
 # What an edit of several prompts opens besides, if the bundle has it: the source is recorded once.
-RECORDING_GRAPHS = ("record", "step_recorded")
+_OF_SEVERAL_PROMPTS = (RECORD, STEP_RECORDED)
 # On the CPU ONNX Runtime computes float16 in float32, and keeps weights of convolutions in a second layout. Resident
 # memory of a session over its weights as float32, measured with 1.32 on the embedded U-Net: 1.6 in float32, 1.9 to 2.7
 # in float16. Of Stable Diffusion 1.5's in float32 it is 1.1, with activations at 256x256.
@@ -56,7 +56,7 @@ def bundle_to_footprint(bundle: Bundle, on_gpu: bool) -> Footprint:
     """
     sizes = {graph: _weights(bundle, graph) for graph in bundle.manifest.graphs}
     needed = [graph for graph in NEEDED_GRAPHS if bundle.manifest.graph(graph)]
-    recording = [graph for graph in RECORDING_GRAPHS if graph in sizes]
+    recording = [graph for graph in _OF_SEVERAL_PROMPTS if graph in sizes]
     precision = bundle.manifest.precision
     wide = 2 if precision == "float16" and not on_gpu else 1
     most = 1.0 if on_gpu else _MOST[precision]

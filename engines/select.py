@@ -7,12 +7,11 @@ from typing import Any
 
 from freeprompt.contract.bundle import Bundle
 from freeprompt.contract.errors import BackendError, FreePromptError, UsageError
+from freeprompt.contract.graphs import NEEDED_GRAPHS
 from freeprompt.contract.session import Backend
 
 # "cuda-graph" is "cuda" with every step recorded into a CUDA graph; chosen by name only until it has run on a GPU.
 BACKENDS = ("auto", "cpu", "cuda", "cuda-graph", "ort-tensorrt", "tensorrt")
-# What every edit runs; the other graphs make some edits faster.
-NEEDED_GRAPHS = ("text_encoder", "vae_encoder", "vae_decoder", "step")
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from freeprompt.contract.errors import BackendError, UsageError
+from freeprompt.contract.graphs import PADDED, padded_dimensions
 from freeprompt.contract.manifest import TensorSpec
-
-SLACK = ("texts", "pinned", "record_rows")
-SLACK_BY_GRAPH = {"record": (*SLACK, "rows", "latents"), "vae_encoder": ("images",), "vae_decoder": ("images",)}
 
 
 @dataclass(frozen=True)
@@ -26,7 +24,7 @@ class Profile:
     """
 
     dims: dict[str, tuple[int, int, int]]
-    slack: tuple[str, ...] = SLACK
+    slack: tuple[str, ...] = PADDED
 
     @property
     def is_static(self) -> bool:
@@ -80,7 +78,7 @@ class Shapes:
         if not found:
             known = ", ".join(self.sizes) or "none"
             raise UsageError(f"nothing that is built for runs graph {graph!r}; there are shapes of: {known}")
-        slack = SLACK_BY_GRAPH.get(graph, SLACK)
+        slack = padded_dimensions(graph)
         if not self.ranged:
             return tuple(Profile({n: (s, s, s) for n, s in dims.items()}, slack) for dims in found)
         merged = {}

@@ -12,6 +12,7 @@ import freeprompt
 from freeprompt.contract.bundle import Bundle
 from freeprompt.contract.errors import CheckpointWarning, OutputError
 from freeprompt.contract.files import atomic_folder, file_to_sha256
+from freeprompt.contract.graphs import UNET
 from freeprompt.contract.manifest import FORMAT_VERSION, MANIFEST_NAME, FileSpec, LatentSpec, Manifest
 from freeprompt.contract.manifest_file import manifest_to_json
 from freeprompt.export.checkpoint.constants import checkpoint_to_latents, checkpoint_to_text
@@ -19,7 +20,7 @@ from freeprompt.export.checkpoint.load import Checkpoint, load_checkpoint
 from freeprompt.export.checkpoint.scheduler import config_to_scheduler, spacing_to_words
 from freeprompt.export.checkpoint.tokenizer import save_tokenizer
 from freeprompt.export.graph.stage_export import write_stage
-from freeprompt.export.graph.unet import UNET, UnetExport
+from freeprompt.export.graph.unet import UnetExport
 from freeprompt.export.graph.writer import GraphWriter
 from freeprompt.export.model.calibration import checkpoint_to_calibration
 from freeprompt.export.model.layers import Architecture, unet_to_architecture

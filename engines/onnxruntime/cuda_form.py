@@ -22,12 +22,13 @@ from typing import Any
 import numpy as np
 
 from freeprompt.contract.errors import BackendError
+from freeprompt.contract.graphs import TEXT_ENCODER, VAE_DECODER, VAE_ENCODER
 
 DOMAIN = "com.microsoft"
 # Without sympy the optimizer does less and does not say so.
 PACKAGES = ("onnx", "sympy", "onnxruntime.transformers.optimizer")
 # Its own names of the models that it knows, by our names of graphs; every other graph is cut from the U-Net.
-_MODEL_TYPES = {"text_encoder": "clip", "vae_encoder": "vae", "vae_decoder": "vae"}
+_MODEL_TYPES = {TEXT_ENCODER: "clip", VAE_ENCODER: "vae", VAE_DECODER: "vae"}
 # Above it weights stay where they are: rewriting needs biases, scales and shapes only.
 _SMALL_BYTES = 1 << 16
 # The widths that the CUDA kernel of BiasSplitGelu is compiled for.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from freeprompt.contract.bundle import Bundle
 from freeprompt.contract.errors import BackendError, UsageError
+from freeprompt.contract.graphs import STEP_GRAPHS, weights_owner
 from freeprompt.contract.manifest import Manifest
 from freeprompt.contract.parity import Parity
 from freeprompt.engines.comparison import THRESHOLDS, profile_to_sizes
@@ -112,7 +113,7 @@ def _build_one(
         optimization_level=build.optimization_level,
         workspace_bytes=build.workspace_bytes,
         device=machine.device,
-        attention_layers=layers if graph.startswith("step") else 0,
+        attention_layers=layers if graph in STEP_GRAPHS else 0,
         parity_threshold=THRESHOLDS[manifest.precision],
     )
     with store.lock(Path(record.name).stem):
@@ -140,7 +141,7 @@ def _check_float32_parts(manifest: Manifest, graph: str, tensorrt: str) -> None:
     """
     if manifest.half_precision is None or int(tensorrt.split(".")[0]) >= 10:
         return
-    owner = "unet" if graph.startswith(("step", "record")) else graph
+    owner = weights_owner(graph)
     kept = [part for part in manifest.half_precision.float32_parts if part.graph == owner]
     if kept:
         raise BackendError(

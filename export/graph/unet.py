@@ -9,7 +9,13 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from freeprompt.contract.graphs import (
-    Signature,
+    RECORD,
+    STEP,
+    STEP_GRAPHS,
+    STEP_RECORDED,
+    STEP_RECORDING,
+    UNET,
+    GraphSignature,
     record_name,
     record_signature,
     record_tensors,
@@ -28,8 +34,6 @@ from freeprompt.export.model.ranges import LIMIT, WHOLE, unet_to_ranges
 
 TRACED = "traced"
 WEIGHTS = "unet.weights"
-# What the manifest calls all of its graphs together.
-UNET = "unet"
 
 
 class UnetExport:
@@ -71,14 +75,14 @@ class UnetExport:
         self._trace()
         _free_weights(self.module)
         self.writer.progress("graph step")
-        self.writer.cut(TRACED, "step", variants.to_step)
-        self._register("step", "own", self.step)
+        self.writer.cut(TRACED, STEP, variants.to_step)
+        self._register(STEP, "own", self.step)
         if self.recordable:
             self._write_recording()
-        for name in ("step", "step_recorded", "step_recording"):
+        for name in STEP_GRAPHS:
             self._count_macs(name, self.architecture.macs)
         if self.recordable:
-            self._count_macs("record", self.architecture.macs_before[self.recordable[-1] - 1])
+            self._count_macs(RECORD, self.architecture.macs_before[self.recordable[-1] - 1])
         (self.writer.folder / f"{TRACED}.onnx").unlink()
 
     def halve(self, calibration: Calibration) -> None:
@@ -110,21 +114,21 @@ class UnetExport:
         self.writer.progress("graph step: tracing the U-Net")
         first = self._cases("recorded")[0]
         outputs = [self.step[1][0].name, *(_hidden_name(number) for number in self.recordable)]
-        model = self.writer.trace("step", self.module, first.args, first.dynamic_shapes, self.names, outputs)
+        model = self.writer.trace(STEP, self.module, first.args, first.dynamic_shapes, self.names, outputs)
         self.writer.save(model, TRACED, WEIGHTS)
 
     def _write_recording(self) -> None:
         (step_in, step_out), (_, record_out) = self.step, self.record
         renamed = {_hidden_name(number): record_name(number) for number in self.recordable}
         self.writer.progress("graph step_recorded")
-        self.writer.cut(TRACED, "step_recorded", variants.to_step_recorded)
-        self._register("step_recorded", "recorded", ((*step_in, *self.rows_in), step_out))
+        self.writer.cut(TRACED, STEP_RECORDED, variants.to_step_recorded)
+        self._register(STEP_RECORDED, "recorded", ((*step_in, *self.rows_in), step_out))
         self.writer.progress("graph step_recording")
-        self.writer.cut(TRACED, "step_recording", lambda model: variants.to_step_recording(model, renamed))
-        self._register("step_recording", "own", (step_in, (*step_out, *record_out)))
+        self.writer.cut(TRACED, STEP_RECORDING, lambda model: variants.to_step_recording(model, renamed))
+        self._register(STEP_RECORDING, "own", (step_in, (*step_out, *record_out)))
         self.writer.progress("graph record")
-        self.writer.cut(TRACED, "record", lambda model: variants.to_record(model, renamed))
-        self._register("record", "none", self.record)
+        self.writer.cut(TRACED, RECORD, lambda model: variants.to_record(model, renamed))
+        self._register(RECORD, "none", self.record)
 
     def _cases(self, routes: Routes) -> list[StepCase]:
         cases = step_cases(self.latents, self.text, self.architecture, routes)
@@ -136,8 +140,8 @@ class UnetExport:
         cases = self._cases(routes)[1:]
         return module_to_expectations(self.module, [(case.shapes, case.args) for case in cases])
 
-    def _register(self, name: str, routes: Routes, signature: Signature) -> None:
-        outputs = {"record": slice(1, None), "step_recording": slice(None)}.get(name, slice(0, 1))
+    def _register(self, name: str, routes: Routes, signature: GraphSignature) -> None:
+        outputs = {RECORD: slice(1, None), STEP_RECORDING: slice(None)}.get(name, slice(0, 1))
         self.writer.register(name, self.expected[routes], self.names, outputs, signature)
 
     def _count_macs(self, name: str, macs: int) -> None:

@@ -16,6 +16,8 @@ from collections.abc import Iterable
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
+from freeprompt.contract.graphs import RECORD, STEP, STEP_RECORDED, STEP_RECORDING
+
 ROUTING_INPUTS = ("map_row", "cross_map_row")
 
 
@@ -23,20 +25,20 @@ def to_step(model: ir.Model) -> None:
     """Take away recorded inputs and hidden outputs."""
     _keep_outputs(model, {"next_latents"})
     _remove_records(model)
-    _finish(model, "step")
+    _finish(model, STEP)
 
 
 def to_step_recording(model: ir.Model, outputs: dict[str, str]) -> None:
     """Take away recorded inputs; ``outputs`` as in ``to_record``."""
     _remove_records(model)
     _rename_outputs(model, outputs)
-    _finish(model, "step_recording")
+    _finish(model, STEP_RECORDING)
 
 
 def to_step_recorded(model: ir.Model) -> None:
     """Take away hidden outputs."""
     _keep_outputs(model, {"next_latents"})
-    _finish(model, "step_recorded")
+    _finish(model, STEP_RECORDED)
 
 
 def to_record(model: ir.Model, outputs: dict[str, str]) -> None:
@@ -67,7 +69,7 @@ def to_record(model: ir.Model, outputs: dict[str, str]) -> None:
     for value in list(graph.inputs):
         if value.name == "pinned_latents":
             graph.inputs.remove(value)
-    _finish(model, "record")
+    _finish(model, RECORD)
 
 
 def _count_rows_by(model: ir.Model, shape: ir.Node, name: str) -> None:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from torch import nn
 
 from freeprompt.contract.errors import ExportError, OutputError
-from freeprompt.contract.graphs import Signature
+from freeprompt.contract.graphs import GraphSignature
 from freeprompt.contract.manifest import FusedGraph, GraphSpec
 from freeprompt.export.graph.fused_form import ATTENTION, fuse
 from freeprompt.export.graph.known_answers import KnownAnswers
@@ -75,7 +75,7 @@ class GraphWriter:
         expectations: Sequence[Expectation],
         names: list[str],
         outputs: slice,
-        signature: Signature,
+        signature: GraphSignature,
         precision: Precision | None = None,
     ) -> None:
         """Write the fused form of the written graph, and compare both with what their model computes in float32.

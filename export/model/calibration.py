@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from freeprompt.contract.graphs import TEXT_ENCODER, VAE_DECODER, VAE_ENCODER
 from freeprompt.contract.manifest import LatentSpec, SchedulerSpec, TextSpec
 from freeprompt.export.checkpoint.load import Checkpoint
 from freeprompt.export.model.cases import SEED
@@ -41,7 +42,7 @@ class Calibration:
 
     def stage_args(self, stage: str) -> tuple[Any, ...]:
         """Arguments of a stage's module."""
-        return {"text_encoder": (self.ids,), "vae_encoder": (self.images,), "vae_decoder": (self.codes,)}[stage]
+        return {TEXT_ENCODER: (self.ids,), VAE_ENCODER: (self.images,), VAE_DECODER: (self.codes,)}[stage]
 
 
 def checkpoint_to_calibration(

@@ -9,7 +9,10 @@ import torch
 from torch import nn
 
 from freeprompt.contract.graphs import (
-    Signature,
+    TEXT_ENCODER,
+    VAE_DECODER,
+    VAE_ENCODER,
+    GraphSignature,
     text_encoder_signature,
     vae_decoder_signature,
     vae_encoder_signature,
@@ -37,7 +40,7 @@ class Stage:
     module: nn.Module
     cases: tuple[tuple[str, tuple[Any, ...]], ...]
     dynamic_shapes: tuple[Any, ...]
-    signature: Signature
+    signature: GraphSignature
 
 
 def checkpoint_to_stages(checkpoint: Checkpoint, latents: LatentSpec, text: TextSpec) -> tuple[Stage, ...]:
@@ -54,7 +57,7 @@ def _text_encoder(checkpoint: Checkpoint, text: TextSpec) -> Stage:
         return f"texts={texts}", (ids.int(),)
 
     return Stage(
-        "text_encoder",
+        TEXT_ENCODER,
         TextEncoderGraph(checkpoint.text_encoder),
         (case(2), case(1), case(3), case(2)),
         ({0: torch.export.Dim("texts", min=1, max=1024)},),
@@ -77,14 +80,14 @@ def _autoencoder(checkpoint: Checkpoint, spec: LatentSpec) -> tuple[Stage, Stage
         pixels.append((shapes, (image * 2 - 1,)))
         codes.append((shapes, (code,)))
     encoder = Stage(
-        "vae_encoder",
+        VAE_ENCODER,
         VaeEncoderGraph(checkpoint.vae),
         tuple(pixels),
         ({0: count, 2: scale * h, 3: scale * w},),
         vae_encoder_signature(spec),
     )
     decoder = Stage(
-        "vae_decoder",
+        VAE_DECODER,
         VaeDecoderGraph(checkpoint.vae),
         tuple(codes),
         ({0: count, 2: h, 3: w},),

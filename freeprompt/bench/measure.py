@@ -12,10 +12,10 @@ import numpy as np
 from freeprompt.bench import machine
 from freeprompt.bench.meter import Evaluation, MeteredBackend, rows_by_graph, seconds_of
 from freeprompt.bench.statistics import summarise
+from freeprompt.contract.graphs import RECORD, STEP, STEP_RECORDED, STEP_RECORDING
 from freeprompt.contract.session import NumpyArray
 from freeprompt.editor import Editor, Progress, check_size
 from freeprompt.runtime.plan import records
-from freeprompt.runtime.plan.plan import RECORD, STEP, STEP_RECORDED, STEP_RECORDING
 
 FORMAT = 1
 # Loading is repeated for at most so long: a large model takes that for one time.

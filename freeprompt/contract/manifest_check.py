@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from freeprompt.contract.graphs import manifest_to_signatures
+from freeprompt.contract.graphs import RECORDING_GRAPHS, manifest_to_signatures
 from freeprompt.contract.manifest import Manifest
 
 # Bounds far above any model's: a damaged number is an error here and not an allocation of terabytes later.
@@ -164,7 +164,7 @@ def _wrong_graphs(manifest: Manifest) -> str | None:
     for name in expected:
         if name not in manifest.graphs:
             return f"the model has no graph {name}, which its layers need"
-    for name in ("record", "step_recorded", "step_recording"):
+    for name in RECORDING_GRAPHS:
         if name in manifest.graphs and name not in expected:
             return f"there is a graph {name}, and no layer is recordable"
     for name in manifest.graphs:

@@ -9,12 +9,6 @@ import numpy as np
 
 from freeprompt.contract.session import NumpyArray
 
-# Names of the graphs in a bundle.
-STEP = "step"
-STEP_RECORDED = "step_recorded"  # takes recorded rows
-STEP_RECORDING = "step_recording"  # also gives the rows to record
-RECORD = "record"  # gives the rows to record and stops there
-
 # What is said of a plan with ``approximate``.
 APPROXIMATE = "approximate: the source's maps were recorded while inverting, from latents one level too clean"
 

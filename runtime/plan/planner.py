@@ -12,15 +12,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from freeprompt.contract.errors import UsageError
+from freeprompt.contract.graphs import RECORD, STEP, STEP_RECORDED, STEP_RECORDING
 from freeprompt.contract.manifest import Manifest
 from freeprompt.runtime.plan.plan import (
     COND_SRC,
     COND_TGT,
     INVERSION,
-    RECORD,
-    STEP,
-    STEP_RECORDED,
-    STEP_RECORDING,
     UNCOND_SRC,
     UNCOND_TGT,
     Plan,

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from freeprompt.contract.errors import UsageError
+from freeprompt.contract.graphs import RECORD, STEP_RECORDED, STEP_RECORDING
 from freeprompt.contract.manifest import Manifest
 from freeprompt.contract.record_size import RECORD_ROWS
-from freeprompt.runtime.plan.plan import RECORD, STEP_RECORDED, STEP_RECORDING, Plan, RecordPass
+from freeprompt.runtime.plan.plan import Plan, RecordPass
 from freeprompt.runtime.plan.schedule import Schedule
 from freeprompt.runtime.plan.settings import EditSettings
 

@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from freeprompt.contract.graphs import RECORD
 from freeprompt.contract.session import Array, Backend, HostArray, NumpyArray, fetch, spill
 from freeprompt.runtime.execute import RecordedRows
-from freeprompt.runtime.plan.plan import RECORD, Plan, RecordPass
+from freeprompt.runtime.plan.plan import Plan, RecordPass
 from freeprompt.runtime.sessions import Graphs
 
 

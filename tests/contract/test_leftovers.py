@@ -32,7 +32,7 @@ def writer(folder: Path, code: str) -> Iterator[subprocess.Popen[bytes]]:
     script = f"""
 import os, sys, time
 from pathlib import Path
-from freeprompt import files
+from freeprompt.contract import files
 from freeprompt.contract.files import atomic_folder, atomic_path
 
 def ready():
