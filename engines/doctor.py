@@ -211,16 +211,16 @@ def _engines(bundle: Bundle, tensorrt: str | None, gpu: DeviceInfo | None) -> tu
     machine = Machine(tensorrt, gpu.capability, gpu.name) if tensorrt and gpu else None
     reports = []
     for found in EngineStore(bundle, machine).scan():
-        record = found.record
+        metadata = found.metadata
         fused = ""
-        if record is not None and record.attention_layers:
-            count = "unknown" if record.fused_attention is None else str(record.fused_attention)
-            fused = f"{count} of {record.attention_layers} layers"
+        if metadata is not None and metadata.attention_layers:
+            count = "unknown" if metadata.fused_attention is None else str(metadata.fused_attention)
+            fused = f"{count} of {metadata.attention_layers} layers"
         reports.append(
             EngineReport(
                 found.path.name,
-                record.graph if record else "",
-                tuple(str(profile) for profile in record.profiles) if record else (),
+                metadata.graph if metadata else "",
+                tuple(str(profile) for profile in metadata.profiles) if metadata else (),
                 fused,
                 found.refused,
             )
@@ -231,7 +231,7 @@ def _engines(bundle: Bundle, tensorrt: str | None, gpu: DeviceInfo | None) -> tu
 def _prepared(bundle: Bundle, gpu: DeviceInfo | None) -> tuple[PreparedReport, ...]:
     reports = []
     for found in CudaStore(bundle, _onnxruntime_version(), gpu.name if gpu else "").scan():
-        operators = found.record.operators if found.record else {}
+        operators = found.metadata.operators if found.metadata else {}
         counted = ", ".join(f"{count} {name}" for name, count in operators.items()) or "nothing fused"
         reports.append(PreparedReport(found.path.name, counted, found.refused))
     return tuple(reports)

@@ -38,7 +38,7 @@ def session_to_parity(bundle: Bundle, graph: str, session: Session, sizes: Mappi
     """Compare a session with the reference.
 
     Args:
-        runs: the last one counts; a recorded CUDA graph takes over from the second.
+        runs: the last one counts; a captured CUDA graph takes over from the second.
     """
     expected = reference_outputs(bundle, graph, sizes)
     inputs = seeded_inputs(bundle.manifest, graph, sizes)

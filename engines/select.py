@@ -10,7 +10,7 @@ from freeprompt.contract.errors import BackendError, FreePromptError, UsageError
 from freeprompt.contract.graphs import NEEDED_GRAPHS
 from freeprompt.contract.session import Backend
 
-# "cuda-graph" is "cuda" with every step recorded into a CUDA graph; chosen by name only until it has run on a GPU.
+# "cuda-graph" is "cuda" with every step captured into a CUDA graph; chosen by name only until it has run on a GPU.
 BACKENDS = ("auto", "cpu", "cuda", "cuda-graph", "ort-tensorrt", "tensorrt")
 
 

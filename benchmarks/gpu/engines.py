@@ -71,10 +71,10 @@ def _prepare(bundle: Bundle, graph: str, backend: Any) -> dict[str, Any]:
     shapes = Shapes(usual_sizes(bundle.manifest, [size_to_latents(bundle.manifest.latents, None)]))
     store = CudaStore(bundle, onnxruntime.__version__)
     (done,) = prepare_bundle(bundle, shapes, backend, store, (graph,), lambda line: print(line, flush=True))
-    return {"how": done.how, "refused": done.refused, **msgspec.to_builtins(done.record)}
+    return {"how": done.how, "refused": done.refused, **msgspec.to_builtins(done.metadata)}
 
 
 def _build(bundle: Bundle, wanted: Wanted) -> dict[str, Any]:
     build = BundleBuild(wanted.shapes(bundle), wanted.profile, (wanted.graph,))
     found = build_bundle(bundle, build, TensorRTBackend(), progress=lambda line: print(line, flush=True))
-    return {"engines": [{"how": o.how, **msgspec.to_builtins(o.record)} for o in found]}
+    return {"engines": [{"how": o.how, **msgspec.to_builtins(o.metadata)} for o in found]}

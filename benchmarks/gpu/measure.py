@@ -77,7 +77,7 @@ def step_parity(bundle: Bundle, backend: Backend, rows: int, folder: Path) -> di
     """One step against PyTorch in float32, whose result another process left in ``folder``."""
     session = backend.open(bundle, "step")
     inputs = seeded_inputs(bundle.manifest, "step", step_sizes(bundle, rows))
-    for _ in range(3):  # recorded CUDA graphs take over from the second run
+    for _ in range(3):  # captured CUDA graphs take over from the second run
         got = session.run(inputs)["next_latents"].numpy()
     return _compare(got, folder / f"reference-step-{rows}.npz", STEP_BOUND[bundle.manifest.precision])
 

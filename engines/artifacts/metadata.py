@@ -11,10 +11,10 @@ from freeprompt.contract.errors import BackendError, OutputError
 from freeprompt.contract.files import atomic_path, read_regular
 from freeprompt.contract.storage.strict_json import check_json
 
-# A sidecar is some kilobytes.
-MAX_SIDECAR_BYTES = 1 << 20
+# Metadata is some kilobytes.
+MAX_METADATA_BYTES = 1 << 20
 
-RecordT = TypeVar("RecordT")
+MetadataT = TypeVar("MetadataT")
 
 
 def make_folder(folder: Path) -> None:
@@ -32,8 +32,8 @@ def make_folder(folder: Path) -> None:
         raise OutputError(f"cannot write engines to {folder}: {error.strerror or error}") from error
 
 
-def save_with_sidecar(path: Path, content: Any, sidecar: bytes) -> None:
-    """Write a file and its sidecar; the sidecar last, since a file without one is refused.
+def save_with_metadata(path: Path, content: Any, metadata: bytes) -> None:
+    """Write a file and its metadata; the metadata last, since a file without it is refused.
 
     Args:
         content: bytes, or any buffer.
@@ -47,7 +47,7 @@ def save_with_sidecar(path: Path, content: Any, sidecar: bytes) -> None:
     except OSError as error:
         raise OutputError(f"cannot replace {path.with_suffix('.json')}: {error.strerror or error}") from error
     save_file(path, content)
-    save_sidecar(path, sidecar)
+    save_metadata(path, metadata)
 
 
 def save_file(path: Path, content: Any) -> None:
@@ -56,45 +56,45 @@ def save_file(path: Path, content: Any) -> None:
         temporary.write_bytes(content)
 
 
-def save_sidecar(path: Path, sidecar: bytes) -> None:
-    """Write the sidecar of a file that is there. Raises OutputError."""
-    save_file(path.with_suffix(".json"), sidecar)
+def save_metadata(path: Path, metadata: bytes) -> None:
+    """Write the metadata of a file that is there. Raises OutputError."""
+    save_file(path.with_suffix(".json"), metadata)
 
 
-def read_sidecar(path: Path) -> bytes:
-    """The sidecar of a file.
+def read_metadata(path: Path) -> bytes:
+    """The metadata of a file.
 
     Raises:
         BackendError: none, not a regular file, or too large to be one; or one of the two is a link.
     """
-    sidecar = path.with_suffix(".json")
+    metadata = path.with_suffix(".json")
     if path.is_symlink():
         raise BackendError("it is a link: not built by freeprompt")
     try:
-        return read_regular(sidecar, MAX_SIDECAR_BYTES, follow_links=False)
+        return read_regular(metadata, MAX_METADATA_BYTES, follow_links=False)
     except FileNotFoundError:
-        raise BackendError("it has no sidecar: not built by freeprompt, or the build was cut off") from None
+        raise BackendError("it has no metadata: not built by freeprompt, or the build was cut off") from None
     except OSError as error:
-        raise BackendError(f"its sidecar cannot be read: {error.strerror or error}") from error
+        raise BackendError(f"its metadata cannot be read: {error.strerror or error}") from error
 
 
-def record_to_sidecar(record: Any) -> bytes:
-    """A record as readable JSON."""
-    return msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n"
+def encode_metadata(metadata: Any) -> bytes:
+    """Metadata as readable JSON."""
+    return msgspec.json.format(msgspec.json.encode(metadata), indent=1) + b"\n"
 
 
-def sidecar_to_record(data: bytes, kind: type[RecordT], version: int) -> RecordT:
-    """The record of that kind, a dataclass with a field ``version``.
+def decode_metadata(data: bytes, kind: type[MetadataT], version: int) -> MetadataT:
+    """Metadata of that kind, a dataclass with a field ``version``.
 
     Raises:
         BackendError: it is none, or of another version.
     """
     try:
         check_json(data)
-        record = msgspec.json.decode(data, type=kind)
+        metadata = msgspec.json.decode(data, type=kind)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise BackendError(f"its sidecar cannot be read: {str(error)[:500]}") from error
-    found = getattr(record, "version", None)
+        raise BackendError(f"its metadata cannot be read: {str(error)[:500]}") from error
+    found = getattr(metadata, "version", None)
     if found != version:
-        raise BackendError(f"its sidecar has version {found}, this freeprompt reads {version}; build it again")
-    return record
+        raise BackendError(f"its metadata has version {found}, this freeprompt reads {version}; build it again")
+    return metadata

@@ -22,8 +22,8 @@ _SECRET_BYTES = 32
 _LOCK_SECONDS = 30.0
 
 
-class Sealed(Protocol):
-    """A frozen dataclass that says something of a file, with its seal."""
+class Signed(Protocol):
+    """A frozen dataclass that says something of a file, with its signature."""
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
@@ -31,13 +31,13 @@ class Sealed(Protocol):
     def seal(self) -> str: ...
 
 
-RecordT = TypeVar("RecordT", bound=Sealed)
+MetadataT = TypeVar("MetadataT", bound=Signed)
 
 
-class Seal:
+class Signature:
     """A secret of this user on this machine, by which an engine built here is told from one that was copied in.
 
-    A TensorRT engine is code: loading a stranger's is running it. The sidecar of an engine built here carries a keyed
+    A TensorRT engine is code: loading a stranger's is running it. The metadata of an engine built here carries a keyed
     hash that nobody without the secret can make. So does that of a graph prepared for CUDA: what is said there of its
     parity was measured here.
 
@@ -51,25 +51,25 @@ class Seal:
             path = Path(home) / "freeprompt" / "engine-seal"
         self._path = path
 
-    def apply(self, record: RecordT) -> RecordT:
-        """The record with its seal. Makes the secret if there is none yet.
+    def apply(self, metadata: MetadataT) -> MetadataT:
+        """The metadata with its signature. Makes the secret if there is none yet.
 
         Raises:
             OutputError: the secret cannot be written, or what is there is a link, another user's, or open to others.
         """
-        return replace(record, seal=self._sign(record, self._secret(create=True)))
+        return replace(metadata, seal=self._sign(metadata, self._secret(create=True)))
 
-    def holds(self, record: Sealed) -> bool:
-        """Whether this user sealed the record as it is."""
+    def holds(self, metadata: Signed) -> bool:
+        """Whether this user signed the metadata as it is."""
         secret = self._secret(create=False)
-        return bool(secret) and hmac.compare_digest(record.seal, self._sign(record, secret))
+        return bool(secret) and hmac.compare_digest(metadata.seal, self._sign(metadata, secret))
 
     def token(self, label: str) -> str:
         """A name that only this user's machine gives to ``label``: a folder that nobody else can have filled."""
         return hmac.new(self._secret(create=True), label.encode(), hashlib.sha256).hexdigest()[:16]
 
-    def _sign(self, record: Sealed, secret: bytes) -> str:
-        content = msgspec.json.encode(replace(record, seal=""))
+    def _sign(self, metadata: Signed, secret: bytes) -> str:
+        content = msgspec.json.encode(replace(metadata, seal=""))
         return hmac.new(secret, content, hashlib.sha256).hexdigest()
 
     def _secret(self, create: bool) -> bytes:
@@ -84,10 +84,10 @@ class Seal:
             if not create:
                 return b""
             reason = (error.strerror if isinstance(error, OSError) else None) or error
-            raise OutputError(f"cannot keep the engines' seal at {self._path}: {reason}") from error
+            raise OutputError(f"cannot keep the key that signs engines at {self._path}: {reason}") from error
 
     def _read(self) -> bytes:
-        """The secret, b"" if there is none yet. A file of another length is none: with an empty one anybody could seal.
+        """The secret, b"" if there is none yet. A file of another length is none: with an empty one anybody could sign.
 
         Raises:
             OSError: it cannot be read, or others may know it or may have made it.

@@ -1,6 +1,6 @@
 """Fixed device buffers of one graph at one set of shapes: what goes in is copied there, what comes out is copied away.
 
-A CUDA graph replays with the addresses it was recorded with, and an array of this project never changes once it was
+A CUDA graph replays with the addresses it was captured with, and an array of this project never changes once it was
 returned. Copying within the device reconciles the two: latents are 64 KB, a recorded row of Stable Diffusion 1.5 is
 10 MB, at terabytes a second.
 """

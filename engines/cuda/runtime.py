@@ -182,13 +182,13 @@ class CudaRuntime:
         self._check(self._cudart.cudaEventSynchronize(event), "wait for an event")
 
     def begin_capture(self) -> None:
-        """From here on the stream records instead of running. Calls from other threads do not disturb it."""
+        """From here on the stream captures instead of running. Calls from other threads do not disturb it."""
         cudart = self._cudart
         mode = cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._check(cudart.cudaStreamBeginCapture(self._stream, mode), "begin a capture")
 
     def end_capture(self) -> Any:
-        """What was recorded, ready to be launched."""
+        """What was captured, ready to be launched."""
         cudart = self._cudart
         graph = self._check(cudart.cudaStreamEndCapture(self._stream), "end a capture")
         try:

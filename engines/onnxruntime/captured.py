@@ -1,6 +1,6 @@
 """ONNX Runtime's CUDA provider on fixed buffers, so that it can replay a step as a CUDA graph.
 
-The provider records by itself (``enable_cuda_graph``) once inputs and outputs have constant addresses. Those are this
+The provider captures by itself (``enable_cuda_graph``) once inputs and outputs have constant addresses. Those are this
 package's own device buffers, on a stream that the provider is given: needs cuda-python.
 """
 
@@ -34,8 +34,8 @@ from freeprompt.engines.onnxruntime.library import (
 )
 from freeprompt.engines.verify import verify_session
 
-# The provider's number for "do not record this run"; 0 is what it takes where none is given.
-_NOT_RECORDED = -1
+# The provider's number for "do not capture this run"; 0 is what it takes where none is given.
+_NOT_CAPTURED = -1
 
 
 @dataclass
@@ -57,14 +57,14 @@ class BoundSession:
         spec: GraphSpec,
         session: Any,
         pool: DevicePool,
-        recorded: bool,
+        captured: bool,
         watch: InterruptWatch | None = None,
     ) -> None:
         self._graph = graph
         self._spec = spec
         self._session = session
         self._pool = pool
-        self._recorded = recorded
+        self._captured = captured
         self._watch = watch or InterruptWatch()
         self._inputs, self._outputs = session_to_specs(graph, session, spec)
         self._bound: dict[tuple[int, ...], _Bound] = {}
@@ -105,7 +105,7 @@ class BoundSession:
         for tensor in outputs:
             address = buffers.addresses[tensor.name]
             binding.bind_output(tensor.name, "cuda", 0, tensor.dtype.type, tensor.shape, address)
-        options = run_options(number if self._recorded else _NOT_RECORDED)
+        options = run_options(number if self._captured else _NOT_CAPTURED)
         return _Bound(buffers, binding, {tensor.name: tensor.shape for tensor in outputs}, options)
 
     def _find_outputs(self, feeds: Mapping[str, Feed], inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -118,7 +118,7 @@ class BoundSession:
             binding.bind_input(tensor.name, "cuda", 0, tensor.dtype.type, tensor.shape, address)
         for spec in self._spec.outputs:
             binding.bind_output(spec.name, "cuda")
-        self._watch.run(lambda options: self._session.run_with_iobinding(binding, options), run_options(_NOT_RECORDED))
+        self._watch.run(lambda options: self._session.run_with_iobinding(binding, options), run_options(_NOT_CAPTURED))
         shapes = [tuple(value.shape()) for value in binding.get_outputs()]
         self._pool.cuda.synchronize()
         buffers.close()
@@ -126,7 +126,7 @@ class BoundSession:
 
 
 def run_options(number: int) -> Any:
-    """Options of a run; ``number`` is the provider's for its recording."""
+    """Options of a run; ``number`` is the provider's for its captured graph."""
     options = ort.RunOptions()
     options.add_run_config_entry("gpu_graph_id", str(number))
     # Everything is on one stream: whoever needs a value on the host waits for it.
@@ -138,7 +138,7 @@ class BoundOnnxRuntimeBackend:
     """The CUDA provider with steps replayed as CUDA graphs.
 
     Args:
-        cuda_graphs: False uses the same buffers without recording.
+        cuda_graphs: False uses the same buffers without capturing.
         cuda: for tests; None imports cuda-python.
         prepared: False leaves out what ``freeprompt build --backend cuda`` has prepared, to compare.
 
@@ -154,7 +154,7 @@ class BoundOnnxRuntimeBackend:
         self._cuda_graphs = cuda_graphs
         self._watch = InterruptWatch()
         self._prepared = prepared
-        # Graph -> why it is not recorded although that was asked for.
+        # Graph -> why it is not captured although that was asked for.
         self.fallbacks: dict[str, str] = {}
 
     @property
@@ -176,13 +176,13 @@ class BoundOnnxRuntimeBackend:
         spec = bundle.manifest.graph(graph)
         if self._cuda_graphs:
             try:
-                recording = [(PROVIDERS["cuda"], {**options, "enable_cuda_graph": "1"})]
-                session = open_session(bundle, graph, "cuda", recording, model=model)
-                return BoundSession(graph, spec, session, self.pool, recorded=True, watch=self._watch)
+                capturing = [(PROVIDERS["cuda"], {**options, "enable_cuda_graph": "1"})]
+                session = open_session(bundle, graph, "cuda", capturing, model=model)
+                return BoundSession(graph, spec, session, self.pool, captured=True, watch=self._watch)
             except BackendError as error:  # a node that the provider leaves to the CPU
                 self.fallbacks[graph] = str(error)
         session = open_session(bundle, graph, "cuda", [(PROVIDERS["cuda"], options)], model=model)
-        return BoundSession(graph, spec, session, self.pool, recorded=False, watch=self._watch)
+        return BoundSession(graph, spec, session, self.pool, captured=False, watch=self._watch)
 
     def upload(self, array: NumpyArray) -> CudaArray:
         return self.pool.upload(np.asarray(array))

@@ -37,7 +37,7 @@ _TO_CHANNELS_LAST, _TO_CHANNELS_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 
 
 @dataclass(frozen=True)
-class CudaGraph:
+class RewrittenGraph:
     """A rewritten graph.
 
     Attributes:
@@ -49,7 +49,7 @@ class CudaGraph:
     operators: dict[str, int]
 
 
-def fuse_for_cuda(path: Path, graph: str) -> CudaGraph:
+def fuse_for_cuda(path: Path, graph: str) -> RewrittenGraph:
     """Rewrite the ONNX file of a graph.
 
     Args:
@@ -99,7 +99,7 @@ def fuse_for_cuda(path: Path, graph: str) -> CudaGraph:
             f"ONNX Runtime's optimizer fused {fused} of {group_norms} group norms of graph {graph}; "
             "prepare it with another version of onnxruntime"
         )
-    return CudaGraph(data, dict(sorted(count.items())))
+    return RewrittenGraph(data, dict(sorted(count.items())))
 
 
 def check_packages() -> None:

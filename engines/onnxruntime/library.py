@@ -208,9 +208,9 @@ def cuda_options() -> dict[str, str]:
 def tensorrt_options(bundle: Bundle) -> dict[str, str]:
     """Options of the TensorRT provider: its engines are kept in the bundle, where only this user can have put them."""
     from freeprompt.engines.artifacts.metadata import make_folder
-    from freeprompt.engines.artifacts.signature import Seal
+    from freeprompt.engines.artifacts.signature import Signature
 
-    folder = bundle.engines / f"ort-tensorrt-{Seal().token('ort-tensorrt')}"
+    folder = bundle.engines / f"ort-tensorrt-{Signature().token('ort-tensorrt')}"
     make_folder(folder)
     half = "True" if bundle.manifest.precision == "float16" else "False"
     return {

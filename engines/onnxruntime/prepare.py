@@ -14,9 +14,9 @@ from freeprompt.contract.errors import BackendError
 from freeprompt.contract.parity import Parity
 from freeprompt.contract.session import Array, Backend, Feed, Session
 from freeprompt.engines.comparison import THRESHOLDS, profile_to_sizes, seeded_inputs
-from freeprompt.engines.onnxruntime.cuda_form import CudaGraph, check_packages, fuse_for_cuda
+from freeprompt.engines.onnxruntime.cuda_form import RewrittenGraph, check_packages, fuse_for_cuda
 from freeprompt.engines.onnxruntime.external_data import checked_snapshot
-from freeprompt.engines.onnxruntime.prepared_metadata import CudaRecord, CudaTiming
+from freeprompt.engines.onnxruntime.prepared_metadata import CudaTiming, PreparedMetadata
 from freeprompt.engines.onnxruntime.prepared_store import CudaStore
 from freeprompt.engines.reference import session_to_parity
 from freeprompt.engines.shapes import Profile, Shapes
@@ -25,7 +25,7 @@ from freeprompt.engines.tensorrt.progress import Progress
 # Enough for a median that the choice of kernels in the first runs does not touch.
 WARM_RUNS, WARM_SECONDS, TIMED_RUNS = 3, 0.5, 11
 
-Fuse = Callable[[Any, str], CudaGraph]
+Fuse = Callable[[Any, str], RewrittenGraph]
 
 
 class PreparingBackend(Backend, Protocol):
@@ -43,7 +43,7 @@ class Preparation:
     ``how``: "prepared" now, or "kept" from before.
     """
 
-    record: CudaRecord
+    metadata: PreparedMetadata
     refused: str | None
     how: str
 
@@ -90,22 +90,22 @@ def _prepare(
     kept = store.find(graph)
     labels = {str(profile) for profile in profiles}
     # What was refused is tried anew: the memory, or the quiet, that it lacked may be there now.
-    if kept is not None and kept.record is not None and kept.refused is None and labels <= kept.record.shapes:
-        return Preparation(kept.record, None, "kept")
-    record = replace(store.record(graph), parity_threshold=THRESHOLDS[bundle.manifest.precision])
+    if kept is not None and kept.metadata is not None and kept.refused is None and labels <= kept.metadata.shapes:
+        return Preparation(kept.metadata, None, "kept")
+    metadata = replace(store.metadata(graph), parity_threshold=THRESHOLDS[bundle.manifest.precision])
     start = time.perf_counter()
     progress(f"rewriting {graph} for CUDA")
     try:
         with checked_snapshot(bundle, graph, fused=True) as path:
             prepared = fuse(path, graph)
     except BackendError as error:  # a model that the optimizer does not know; the other graphs may do
-        return Preparation(record, str(error), "prepared")
+        return Preparation(metadata, str(error), "prepared")
     exported = _measure(bundle, graph, profiles, backend, None, progress)
     worst = max(exported, key=lambda m: m.parity.relative_l2).parity
-    if not worst.relative_l2 <= record.parity_threshold:
+    if not worst.relative_l2 <= metadata.parity_threshold:
         raise BackendError(
             f"graph {graph} is wrong on backend {backend.name} as it was exported: it differs from ONNX Runtime on the "
-            f"CPU by {worst.relative_l2:.1e} (relative L2, {worst.shapes}); {record.parity_threshold:.0e} is allowed "
+            f"CPU by {worst.relative_l2:.1e} (relative L2, {worst.shapes}); {metadata.parity_threshold:.0e} is allowed "
             f"in {bundle.manifest.precision}. Use --backend cpu or tensorrt, and another onnxruntime-gpu"
         )
     failure = ""
@@ -114,8 +114,8 @@ def _prepare(
         measured = _measure(bundle, graph, profiles, backend, prepared.model, progress)
     except BackendError as error:  # a kernel that this library or GPU has not
         failure = str(error)
-    record = replace(
-        record,
+    metadata = replace(
+        metadata,
         operators=prepared.operators,
         model_sha256=hashlib.sha256(prepared.model).hexdigest(),
         seconds=round(time.perf_counter() - start, 3),
@@ -123,8 +123,8 @@ def _prepare(
         timings=tuple(CudaTiming(m.profile, e.milliseconds, m.milliseconds) for e, m in zip(exported, measured)),
         failure=failure,
     )
-    saved = store.save(record, prepared.model)
-    return Preparation(record, saved.refused, "prepared")
+    saved = store.save(metadata, prepared.model)
+    return Preparation(metadata, saved.refused, "prepared")
 
 
 @dataclass(frozen=True)

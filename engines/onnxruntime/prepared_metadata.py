@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import msgspec
 
 from freeprompt.contract.parity import Parity
-from freeprompt.engines.artifacts.metadata import sidecar_to_record
+from freeprompt.engines.artifacts.metadata import decode_metadata
 
-RECORD_VERSION = 1
+METADATA_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class CudaTiming:
 
 
 @dataclass(frozen=True)
-class CudaRecord:
-    """The sidecar of a prepared graph.
+class PreparedMetadata:
+    """The metadata of a prepared graph.
 
     The first block is what it depends on, and together its key; the second is what the build found.
     ``operators`` counts the nodes that stand for several; ``device`` is empty where the GPU's name could not be read;
@@ -44,7 +44,7 @@ class CudaRecord:
     timings: tuple[CudaTiming, ...] = ()
     failure: str = ""
     seal: str = ""
-    version: int = RECORD_VERSION
+    version: int = METADATA_VERSION
 
     @property
     def name(self) -> str:
@@ -74,6 +74,6 @@ class CudaRecord:
         return None
 
 
-def cuda_record_from_json(data: bytes) -> CudaRecord:
-    """Raises BackendError if it is not a sidecar of this version."""
-    return sidecar_to_record(data, CudaRecord, RECORD_VERSION)
+def prepared_metadata_from_json(data: bytes) -> PreparedMetadata:
+    """Raises BackendError if it is not metadata of this version."""
+    return decode_metadata(data, PreparedMetadata, METADATA_VERSION)

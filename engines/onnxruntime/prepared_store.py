@@ -12,10 +12,10 @@ from freeprompt.contract.bundle import Bundle
 from freeprompt.contract.errors import BackendError, BundleError
 from freeprompt.contract.files import read_regular
 from freeprompt.engines.artifacts.lock import folder_lock
-from freeprompt.engines.artifacts.metadata import make_folder, read_sidecar, record_to_sidecar, save_with_sidecar
-from freeprompt.engines.artifacts.signature import Seal
+from freeprompt.engines.artifacts.metadata import encode_metadata, make_folder, read_metadata, save_with_metadata
+from freeprompt.engines.artifacts.signature import Signature
 from freeprompt.engines.cuda.runtime import CudaRuntime
-from freeprompt.engines.onnxruntime.prepared_metadata import CudaRecord, cuda_record_from_json
+from freeprompt.engines.onnxruntime.prepared_metadata import PreparedMetadata, prepared_metadata_from_json
 
 FOLDER = "cuda"
 # A prepared graph is about a megabyte: it holds no weights.
@@ -27,7 +27,7 @@ class Prepared:
     """A prepared graph. ``refused`` says why it may not be used; None: it may, and ``model`` is its ONNX file."""
 
     path: Path
-    record: CudaRecord | None
+    metadata: PreparedMetadata | None
     refused: str | None
     model: bytes = b""
 
@@ -38,15 +38,17 @@ class CudaStore:
     Args:
         bundle: opened.
         onnxruntime: version of the library that will run them.
-        device: the GPU's name; None asks CUDA, and "" (it cannot be asked) fits every record.
-        seal: for tests; None: the user's.
+        device: the GPU's name; None asks CUDA, and "" (it cannot be asked) fits every graph.
+        signature: for tests; None: the user's.
     """
 
-    def __init__(self, bundle: Bundle, onnxruntime: str, device: str | None = None, seal: Seal | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, onnxruntime: str, device: str | None = None, signature: Signature | None = None
+    ) -> None:
         self._bundle = bundle
         self._onnxruntime = onnxruntime
         self._device = device
-        self._seal = seal or Seal()
+        self._signature = signature or Signature()
         self.folder = bundle.engines / FOLDER
 
     @property
@@ -56,15 +58,15 @@ class CudaStore:
             self._device = _device_name()
         return self._device
 
-    def record(self, graph: str) -> CudaRecord:
+    def metadata(self, graph: str) -> PreparedMetadata:
         """What a graph prepared here and now depends on."""
-        return CudaRecord(graph, self._bundle.graph_sha256(graph, fused=True), self._onnxruntime, self.device)
+        return PreparedMetadata(graph, self._bundle.graph_sha256(graph, fused=True), self._onnxruntime, self.device)
 
     def find(self, graph: str) -> Prepared | None:
         """The graph as prepared for this version of the library, to be used or not; None: it was not prepared."""
         if not self.folder.is_dir():
             return None
-        path = self.folder / self.record(graph).name
+        path = self.folder / self.metadata(graph).name
         return self._examine(path) if path.is_file() else None
 
     def model(self, graph: str) -> bytes | None:
@@ -78,14 +80,14 @@ class CudaStore:
             return []
         return [self._examine(path) for path in sorted(self.folder.glob("*.onnx"))]
 
-    def save(self, record: CudaRecord, model: bytes) -> Prepared:
-        """Write a prepared graph and its sealed sidecar; the sidecar last, since a graph without one is refused.
+    def save(self, metadata: PreparedMetadata, model: bytes) -> Prepared:
+        """Write a prepared graph and its signed metadata; the metadata last, since a graph without it is refused.
 
         Raises:
             OutputError: the folder cannot be written.
         """
-        path = self.folder / record.name
-        save_with_sidecar(path, model, record_to_sidecar(self._seal.apply(record)))
+        path = self.folder / metadata.name
+        save_with_metadata(path, model, encode_metadata(self._signature.apply(metadata)))
         return self._examine(path)
 
     def lock(self, graph: str) -> contextlib.AbstractContextManager[None]:
@@ -95,31 +97,31 @@ class CudaStore:
 
     def _examine(self, path: Path) -> Prepared:
         try:
-            record = cuda_record_from_json(read_sidecar(path))
+            metadata = prepared_metadata_from_json(read_metadata(path))
             model = read_regular(path, MAX_MODEL_BYTES, follow_links=False)
-            return Prepared(path, record, self._refusal(path, record, model), model)
+            return Prepared(path, metadata, self._refusal(path, metadata, model), model)
         except OSError as error:
             return Prepared(path, None, f"it cannot be read: {error.strerror or error}")
         except BackendError as error:
             return Prepared(path, None, str(error))
 
-    def _refusal(self, path: Path, record: CudaRecord, model: bytes) -> str | None:
-        if record.name != path.name:
-            return "its sidecar belongs to another graph"
+    def _refusal(self, path: Path, metadata: PreparedMetadata, model: bytes) -> str | None:
+        if metadata.name != path.name:
+            return "its metadata belongs to another graph"
         try:
-            if record.graph_sha256 != self._bundle.graph_sha256(record.graph, fused=True):
+            if metadata.graph_sha256 != self._bundle.graph_sha256(metadata.graph, fused=True):
                 return "it was prepared from another version of the graph or its weights"
         except BundleError as error:
             return str(error)
-        if record.onnxruntime != self._onnxruntime:
-            return f"prepared with onnxruntime {record.onnxruntime}, this is {self._onnxruntime}"
-        if record.device and self.device and record.device != self.device:
-            return f"checked on {record.device}, this is {self.device}"
-        if hashlib.sha256(model).hexdigest() != record.model_sha256:
-            return "it is damaged or was replaced: its SHA-256 is not its sidecar's"
-        if not self._seal.holds(record):
+        if metadata.onnxruntime != self._onnxruntime:
+            return f"prepared with onnxruntime {metadata.onnxruntime}, this is {self._onnxruntime}"
+        if metadata.device and self.device and metadata.device != self.device:
+            return f"checked on {metadata.device}, this is {self.device}"
+        if hashlib.sha256(model).hexdigest() != metadata.model_sha256:
+            return "it is damaged or was replaced: its SHA-256 is not its metadata's"
+        if not self._signature.holds(metadata):
             return "it was not prepared by this user on this machine, so that nobody here has checked it"
-        return record.problem
+        return metadata.problem
 
 
 @functools.cache

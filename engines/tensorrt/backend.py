@@ -15,7 +15,7 @@ from freeprompt.engines.cuda.memory import CudaArray, DevicePool
 from freeprompt.engines.cuda.runtime import CudaRuntime
 from freeprompt.engines.cuda.spill import Spill
 from freeprompt.engines.shapes import check_slack, choose_profile
-from freeprompt.engines.tensorrt.context import LoadedEngine, Scratch, Slot
+from freeprompt.engines.tensorrt.context import ExecutionContext, LoadedEngine, Scratch
 from freeprompt.engines.tensorrt.engine import Engine
 from freeprompt.engines.tensorrt.library import import_tensorrt
 from freeprompt.engines.tensorrt.store import EngineStore, Machine
@@ -43,7 +43,7 @@ class TensorRTSession:
         self._pool = pool
         self._scratch = scratch
         self._cuda_graphs = cuda_graphs
-        self._slots: dict[tuple[int, int], Slot] = {}
+        self._contexts: dict[tuple[int, int], ExecutionContext] = {}
         scratch.ensure(max(loaded.engine.device_memory_bytes for loaded in engines))
         # All profiles in one list, so that the best fit is found across engines.
         self._places = [(e, p) for e, loaded in enumerate(engines) for p in range(len(loaded.profiles))]
@@ -60,15 +60,15 @@ class TensorRTSession:
     @property
     def fallbacks(self) -> tuple[str, ...]:
         """Why profiles run without a CUDA graph although one was tried."""
-        found = [slot.launcher.fallback for slot in self._slots.values()]
+        found = [context.launcher.fallback for context in self._contexts.values()]
         return tuple(reason for reason in found if reason is not None)
 
     def run(self, feeds: Mapping[str, Feed]) -> dict[str, Array]:
         engine, profile, bound, sizes = self._choose(feeds)
-        slot = self._slots.get((engine, profile))
-        if slot is None:
-            slot = self._slots[engine, profile] = self._open(engine, profile, self._cuda_graphs)
-        results = slot.run(feeds, bound, sizes)
+        context = self._contexts.get((engine, profile))
+        if context is None:
+            context = self._contexts[engine, profile] = self._open(engine, profile, self._cuda_graphs)
+        results = context.run(feeds, bound, sizes)
         check_results(self._graph, self._spec.outputs, results, sizes)
         return results
 
@@ -82,25 +82,25 @@ class TensorRTSession:
         """
         engine, profile, bound, sizes = self._choose(feeds)
         times = LayerTimes()
-        slot = self._open(engine, profile, cuda_graphs=False)
+        context = self._open(engine, profile, cuda_graphs=False)
         try:
             for _ in range(warm):
-                slot.run(feeds, bound, sizes)
-            slot.profile(times)
+                context.run(feeds, bound, sizes)
+            context.profile(times)
             for _ in range(runs):
-                slot.run(feeds, bound, sizes)
+                context.run(feeds, bound, sizes)
             self._pool.cuda.synchronize()
         finally:
-            slot.close()
+            context.close()
         return times, self._engines[engine].engine.describe()
 
     def close(self) -> None:
         """Give the memory of buffers and graphs back; the session opens them again if it is run."""
-        while self._slots:
-            self._slots.popitem()[1].close()
+        while self._contexts:
+            self._contexts.popitem()[1].close()
 
-    def _open(self, engine: int, profile: int, cuda_graphs: bool) -> Slot:
-        return Slot(self._pool, self._scratch, self._engines[engine], profile, self._spec, cuda_graphs)
+    def _open(self, engine: int, profile: int, cuda_graphs: bool) -> ExecutionContext:
+        return ExecutionContext(self._pool, self._scratch, self._engines[engine], profile, self._spec, cuda_graphs)
 
     def _choose(self, feeds: Mapping[str, Feed]) -> tuple[int, int, dict[str, int], dict[str, int]]:
         """Numbers of the engine and of the profile that serve the feeds, the sizes it runs at, and theirs."""
@@ -122,7 +122,7 @@ class TensorRTBackend:
 
     Args:
         trust: load engines that this user did not build.
-        cuda_graphs: record steps into CUDA graphs.
+        cuda_graphs: capture steps into CUDA graphs.
         device: number of the GPU.
         trt, cuda: for tests; None imports TensorRT and cuda-python.
 
@@ -161,9 +161,9 @@ class TensorRTBackend:
         store = EngineStore(bundle, self.machine, self._trust)
         loaded = []
         for found in store.usable(graph):
-            assert found.record is not None
+            assert found.metadata is not None
             engine = self.load(store.read(found))
-            loaded.append(LoadedEngine(engine, found.record.profiles, found.path.name))
+            loaded.append(LoadedEngine(engine, found.metadata.profiles, found.path.name))
         return self.session(bundle, graph, tuple(loaded))
 
     def load(self, data: Any) -> Engine:
@@ -190,7 +190,7 @@ class TensorRTBackend:
 
 
 def _check_tensors(graph: str, spec: GraphSpec, loaded: LoadedEngine) -> None:
-    """The engine must be of the manifest's graph, whatever its sidecar says."""
+    """The engine must be of the manifest's graph, whatever its metadata says."""
     for tensors, specs in ((loaded.engine.inputs, spec.inputs), (loaded.engine.outputs, spec.outputs)):
         found = {name: str(dtype) for name, dtype in tensors.items()}
         expected = {s.name: str(s.dtype) for s in specs}
@@ -201,5 +201,5 @@ def _check_tensors(graph: str, spec: GraphSpec, loaded: LoadedEngine) -> None:
     if loaded.engine.profiles != len(loaded.profiles):
         raise BackendError(
             f"engine {loaded.label} has {loaded.engine.profiles} profiles, "
-            f"its sidecar says {len(loaded.profiles)}; build it again"
+            f"its metadata says {len(loaded.profiles)}; build it again"
         )

@@ -19,7 +19,7 @@ from freeprompt.engines.shapes import Profile, Shapes
 from freeprompt.engines.tensorrt.backend import TensorRTBackend
 from freeprompt.engines.tensorrt.builder import BuilderSettings, build_engine
 from freeprompt.engines.tensorrt.context import LoadedEngine
-from freeprompt.engines.tensorrt.metadata import EngineRecord
+from freeprompt.engines.tensorrt.metadata import EngineMetadata
 from freeprompt.engines.tensorrt.progress import Progress
 from freeprompt.engines.tensorrt.store import EngineStore, Found
 
@@ -55,7 +55,7 @@ class Outcome:
     """One engine: its file, what is known of it, and whether it was built now ("built", "kept" or "adopted")."""
 
     path: Path
-    record: EngineRecord
+    metadata: EngineMetadata
     how: str
 
 
@@ -102,7 +102,7 @@ def _build_one(
     manifest, machine = bundle.manifest, backend.machine
     _check_float32_parts(manifest, graph, machine.tensorrt)
     layers = len(manifest.layers) + manifest.cross_layers
-    record = EngineRecord(
+    metadata = EngineMetadata(
         graph=graph,
         graph_sha256=bundle.graph_sha256(graph),
         tensorrt=machine.tensorrt,
@@ -116,11 +116,11 @@ def _build_one(
         attention_layers=layers if graph in STEP_GRAPHS else 0,
         parity_threshold=THRESHOLDS[manifest.precision],
     )
-    with store.lock(Path(record.name).stem):
-        kept = _kept(store, record)
+    with store.lock(Path(metadata.name).stem):
+        kept = _kept(store, metadata)
         if kept is not None:
-            assert kept.record is not None
-            return Outcome(kept.path, kept.record, "kept")
+            assert kept.metadata is not None
+            return Outcome(kept.path, kept.metadata, "kept")
         settings = BuilderSettings(manifest.precision, build.workspace_bytes, build.optimization_level, baked)
         shapes = "; ".join(str(profile) for profile in profiles)
         progress(f"building {graph} ({shapes}) with TensorRT {machine.tensorrt} for {machine.device}")
@@ -129,9 +129,9 @@ def _build_one(
         with checked_snapshot(bundle, graph) as path:
             built = build_engine(backend.trt, path, spec.inputs, profiles, settings, cache, progress)
         data = bytes(built.engine)
-        record = replace(record, build_seconds=round(built.seconds, 3))
-        record = _examined(bundle, record, data, backend, progress)
-        return Outcome(store.save(record, data), record, "built")
+        metadata = replace(metadata, build_seconds=round(built.seconds, 3))
+        metadata = _examined(bundle, metadata, data, backend, progress)
+        return Outcome(store.save(metadata, data), metadata, "built")
 
 
 def _check_float32_parts(manifest: Manifest, graph: str, tensorrt: str) -> None:
@@ -151,70 +151,70 @@ def _check_float32_parts(manifest: Manifest, graph: str, tensorrt: str) -> None:
         )
 
 
-def _kept(store: EngineStore, record: EngineRecord) -> Found | None:
-    for found in store.scan(record.graph):
-        if found.path.name == record.name and found.refused is None:
+def _kept(store: EngineStore, metadata: EngineMetadata) -> Found | None:
+    for found in store.scan(metadata.graph):
+        if found.path.name == metadata.name and found.refused is None:
             return found
     return None
 
 
 def _examined(
-    bundle: Bundle, record: EngineRecord, data: bytes, backend: TensorRTBackend, progress: Progress
-) -> EngineRecord:
-    """The record with what an engine is measured to be.
+    bundle: Bundle, metadata: EngineMetadata, data: bytes, backend: TensorRTBackend, progress: Progress
+) -> EngineMetadata:
+    """The metadata with what an engine is measured to be.
 
     Raises:
         BackendError: it fails parity.
     """
     engine = backend.load(data)
     inspection = engine.inspect()
-    record = replace(
-        record,
+    metadata = replace(
+        metadata,
         engine_sha256=hashlib.sha256(data).hexdigest(),
         engine_bytes=len(data),
         device_memory_bytes=engine.device_memory_bytes,
         layers=inspection.layers,
         fused_attention=inspection.fused_attention,
     )
-    session = backend.session(bundle, record.graph, (LoadedEngine(engine, record.profiles, record.name),))
+    session = backend.session(bundle, metadata.graph, (LoadedEngine(engine, metadata.profiles, metadata.name),))
     parity: list[Parity] = []
     try:
-        for profile in record.profiles:
-            progress(f"checking {record.graph} at {profile} against ONNX Runtime on the CPU")
-            parity.append(session_to_parity(bundle, record.graph, session, profile_to_sizes(profile)))
+        for profile in metadata.profiles:
+            progress(f"checking {metadata.graph} at {profile} against ONNX Runtime on the CPU")
+            parity.append(session_to_parity(bundle, metadata.graph, session, profile_to_sizes(profile)))
     finally:
         session.close()
-    record = replace(record, parity=tuple(parity))
-    if not record.passed:
+    metadata = replace(metadata, parity=tuple(parity))
+    if not metadata.passed:
         worst = max(parity, key=lambda p: p.relative_l2)
         raise BackendError(
-            f"the engine of graph {record.graph} is wrong: it differs from ONNX Runtime by {worst.relative_l2:.1e} "
-            f"(relative L2, {worst.shapes}); {record.parity_threshold:.0e} is allowed in {record.precision}. It was "
-            f"not kept. Use another TensorRT than {record.tensorrt}, --backend cuda, or an export in float32"
+            f"the engine of graph {metadata.graph} is wrong: it differs from ONNX Runtime by {worst.relative_l2:.1e} "
+            f"(relative L2, {worst.shapes}); {metadata.parity_threshold:.0e} is allowed in {metadata.precision}. It "
+            f"was not kept. Use another TensorRT than {metadata.tensorrt}, --backend cuda, or an export in float32"
         )
-    _report_fusion(record, progress)
-    return record
+    _report_fusion(metadata, progress)
+    return metadata
 
 
-def _report_fusion(record: EngineRecord, progress: Progress) -> None:
+def _report_fusion(metadata: EngineMetadata, progress: Progress) -> None:
     """Losing fused attention is silent otherwise, and costs most of the speed."""
-    if not record.attention_layers:
+    if not metadata.attention_layers:
         return
-    if record.fused_attention is None:
-        progress(f"{record.graph}: TensorRT {record.tensorrt} does not show whether attention was fused")
-    elif record.fused_attention < record.attention_layers:
+    if metadata.fused_attention is None:
+        progress(f"{metadata.graph}: TensorRT {metadata.tensorrt} does not show whether attention was fused")
+    elif metadata.fused_attention < metadata.attention_layers:
         progress(
-            f"{record.graph}: only {record.fused_attention} fused attention kernels for "
-            f"{record.attention_layers} attention layers; expect it to be slow"
+            f"{metadata.graph}: only {metadata.fused_attention} fused attention kernels for "
+            f"{metadata.attention_layers} attention layers; expect it to be slow"
         )
 
 
 def _adopt(bundle: Bundle, backend: TensorRTBackend, store: EngineStore, progress: Progress) -> Iterator[Outcome]:
-    """Check the engines that are refused for their origin alone, and seal those that pass."""
+    """Check the engines that are refused for their origin alone, and sign those that pass."""
     trusting = EngineStore(bundle, backend.machine, trust=True)
     refused = {found.path for found in store.scan() if found.refused is not None}
     for found in trusting.scan():
-        if found.refused is None and found.record is not None and found.path in refused:
-            record = _examined(bundle, found.record, trusting.read(found), backend, progress)
-            store.adopt(found, record)
-            yield Outcome(found.path, record, "adopted")
+        if found.refused is None and found.metadata is not None and found.path in refused:
+            metadata = _examined(bundle, found.metadata, trusting.read(found), backend, progress)
+            store.adopt(found, metadata)
+            yield Outcome(found.path, metadata, "adopted")

@@ -1,4 +1,4 @@
-"""One profile of one engine, ready to run: context, buffers and recorded graph."""
+"""One profile of one engine, ready to run: context, buffers and captured graph."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ class LoadedEngine:
     label: str
 
 
-class Slot:
-    """One profile of one engine, ready to run: context, buffers and recorded graph.
+class ExecutionContext:
+    """One profile of one engine, ready to run: context, buffers and captured graph.
 
     Args:
-        cuda_graphs: record into a CUDA graph.
+        cuda_graphs: capture into a CUDA graph.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Slot:
         return dict(self._buffers.outputs(shapes))
 
     def profile(self, times: LayerTimes) -> None:
-        """Note the time of every layer from the next run on; the slot must not record into a CUDA graph."""
+        """Note the time of every layer from the next run on; it must not capture into a CUDA graph."""
         self._context.profile(times)
 
     def close(self) -> None:

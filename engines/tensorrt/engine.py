@@ -163,7 +163,7 @@ class Context:
                 raise self._owner.messages.failure(f"bind {name}")
 
     def profile(self, times: LayerTimes) -> None:
-        """From now on note how long each layer takes; every run then waits for the device, and none can be recorded."""
+        """From now on note how long each layer takes; every run then waits for the device, and none can be captured."""
         context = self._context
         self._profiler = create_profiler(self._trt, times)  # kept: the context only refers to it
         context.profiler = self._profiler

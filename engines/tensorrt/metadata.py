@@ -8,19 +8,19 @@ from dataclasses import dataclass
 import msgspec
 
 from freeprompt.contract.parity import Parity
-from freeprompt.engines.artifacts.metadata import sidecar_to_record
+from freeprompt.engines.artifacts.metadata import decode_metadata
 from freeprompt.engines.shapes import Profile
 
-RECORD_VERSION = 1
+METADATA_VERSION = 1
 
 
 @dataclass(frozen=True)
-class EngineRecord:
-    """The sidecar of an engine.
+class EngineMetadata:
+    """The metadata of an engine.
 
     The first block is what the engine depends on, and together its key; the second is what the build found.
     ``fused_attention`` is None where the inspector does not show single kernels; ``seal`` proves that this user built
-    it (see ``Seal``).
+    it (see ``Signature``).
     """
 
     graph: str
@@ -44,7 +44,7 @@ class EngineRecord:
     parity: tuple[Parity, ...] = ()
     parity_threshold: float = 0.0
     seal: str = ""
-    version: int = RECORD_VERSION
+    version: int = METADATA_VERSION
 
     @property
     def key(self) -> str:
@@ -75,6 +75,6 @@ class EngineRecord:
         return measured and all(p.relative_l2 <= self.parity_threshold for p in self.parity)
 
 
-def record_from_json(data: bytes) -> EngineRecord:
-    """Raises BackendError if it is not a sidecar of this version."""
-    return sidecar_to_record(data, EngineRecord, RECORD_VERSION)
+def metadata_from_json(data: bytes) -> EngineMetadata:
+    """Raises BackendError if it is not metadata of this version."""
+    return decode_metadata(data, EngineMetadata, METADATA_VERSION)

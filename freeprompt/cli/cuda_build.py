@@ -39,14 +39,14 @@ def prepare(bundle: Bundle, shapes: Shapes, graphs: tuple[str, ...], stages: Sta
 
 def preparation_to_line(preparation: Preparation) -> str:
     """What became of a graph: its operators, how right and how fast it is, or why it runs as exported."""
-    record = preparation.record
+    metadata = preparation.metadata
     if preparation.refused is not None:
-        return f"{record.graph} stays as exported: {preparation.refused}"
-    worst = max(parity.relative_l2 for parity in record.parity)
-    exported = sum(timing.exported_ms for timing in record.timings)
-    prepared = sum(timing.prepared_ms for timing in record.timings)
-    operators = ", ".join(f"{count} {name}" for name, count in record.operators.items()) or "nothing to fuse"
+        return f"{metadata.graph} stays as exported: {preparation.refused}"
+    worst = max(parity.relative_l2 for parity in metadata.parity)
+    exported = sum(timing.exported_ms for timing in metadata.timings)
+    prepared = sum(timing.prepared_ms for timing in metadata.timings)
+    operators = ", ".join(f"{count} {name}" for name, count in metadata.operators.items()) or "nothing to fuse"
     return (
-        f"{preparation.how} {record.graph}: {operators}; differs from ONNX Runtime on the CPU by {worst:.1e}; "
+        f"{preparation.how} {metadata.graph}: {operators}; differs from ONNX Runtime on the CPU by {worst:.1e}; "
         f"{prepared:.3g} ms where it takes {exported:.3g} as exported"
     )

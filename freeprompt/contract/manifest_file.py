@@ -19,11 +19,11 @@ class _Versioned:
 
 
 @dataclass(frozen=True)
-class _Sealed:
+class _Checksummed:
     manifest_sha256: Sha256
 
 
-_UNSEALED = b"0" * 64
+_NO_CHECKSUM = b"0" * 64
 # Of a parser's message, which may quote all of a value.
 _MESSAGE = 500
 
@@ -36,8 +36,8 @@ def manifest_to_json(manifest: Manifest) -> bytes:
     SHA-256 of the whole text with 64 zeros in its place.
     """
     text = msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=1)
-    text = b'{\n "manifest_sha256": "' + _UNSEALED + b'",' + text[1:] + b"\n"
-    return text.replace(_UNSEALED, hashlib.sha256(text).hexdigest().encode(), 1)
+    text = b'{\n "manifest_sha256": "' + _NO_CHECKSUM + b'",' + text[1:] + b"\n"
+    return text.replace(_NO_CHECKSUM, hashlib.sha256(text).hexdigest().encode(), 1)
 
 
 def manifest_from_json(data: bytes) -> Manifest:
@@ -55,9 +55,9 @@ def manifest_from_json(data: bytes) -> Manifest:
                 f"{MANIFEST_NAME} has format version {version}, this freeprompt reads {FORMAT_VERSION}; "
                 "export the checkpoint again, or install the version that wrote it"
             )
-        sha256 = msgspec.json.decode(data, type=_Sealed).manifest_sha256
-        unsealed = data.replace(sha256.encode(), _UNSEALED, 1)
-        if hashlib.sha256(unsealed).hexdigest() != sha256:
+        sha256 = msgspec.json.decode(data, type=_Checksummed).manifest_sha256
+        blanked = data.replace(sha256.encode(), _NO_CHECKSUM, 1)
+        if hashlib.sha256(blanked).hexdigest() != sha256:
             raise BundleError(f"{MANIFEST_NAME} is damaged or was edited (its SHA-256 differs): copy the bundle again")
         manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:

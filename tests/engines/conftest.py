@@ -12,7 +12,7 @@ import pytest
 
 from freeprompt.contract.bundle import Bundle
 from freeprompt.engines.cuda.runtime import CudaRuntime
-from freeprompt.engines.onnxruntime.cuda_form import CudaGraph, fuse_for_cuda
+from freeprompt.engines.onnxruntime.cuda_form import RewrittenGraph, fuse_for_cuda
 from freeprompt.engines.tensorrt.backend import TensorRTBackend
 from freeprompt.engines.tensorrt.bundle_build import BundleBuild, Outcome, build_bundle
 from tests.engines.cuda.fake_cuda import FakeCudart
@@ -68,7 +68,7 @@ def machine(request: pytest.FixtureRequest) -> Machine:
 
 
 @pytest.fixture(scope="session")
-def rewritten(tiny_bundle: Path) -> Callable[[str], CudaGraph]:
+def rewritten(tiny_bundle: Path) -> Callable[[str], RewrittenGraph]:
     """Graphs of the small bundle rewritten for CUDA; each takes seconds."""
     bundle = Bundle.open(tiny_bundle, verify=False)
     return functools.cache(lambda graph: fuse_for_cuda(bundle.graph_path(graph, True), graph))

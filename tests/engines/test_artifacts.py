@@ -15,13 +15,13 @@ from freeprompt.contract.bundle import Bundle
 from freeprompt.contract.errors import BackendError, OutputError
 from freeprompt.engines.artifacts.lock import folder_lock
 from freeprompt.engines.artifacts.metadata import (
-    MAX_SIDECAR_BYTES,
+    MAX_METADATA_BYTES,
+    decode_metadata,
     make_folder,
-    read_sidecar,
-    save_with_sidecar,
-    sidecar_to_record,
+    read_metadata,
+    save_with_metadata,
 )
-from freeprompt.engines.artifacts.signature import Seal
+from freeprompt.engines.artifacts.signature import Signature
 from freeprompt.engines.onnxruntime.library import tensorrt_options
 from freeprompt.engines.onnxruntime.prepared_store import CudaStore
 from freeprompt.engines.tensorrt.store import EngineStore
@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Noted:
-    """What a sidecar might say."""
+    """What metadata might say."""
 
     version: int
     text: str
@@ -76,7 +76,7 @@ def test_nothing_is_written_through_a_linked_engines_folder(bundle: Bundle, tmp_
     with pytest.raises(OutputError, match="is a link"), EngineStore(bundle, None).lock("x"):
         pytest.fail("the block must not run")
     with pytest.raises(OutputError, match="is a link"):
-        save_with_sidecar(bundle.engines / "tensorrt" / "a.engine", b"engine", b"{}")
+        save_with_metadata(bundle.engines / "tensorrt" / "a.engine", b"engine", b"{}")
     if linked == "engines":
         with pytest.raises(OutputError, match="is a link"), CudaStore(bundle, "1.32", "").lock("step"):
             pytest.fail("the block must not run")
@@ -85,29 +85,29 @@ def test_nothing_is_written_through_a_linked_engines_folder(bundle: Bundle, tmp_
     assert list(elsewhere.iterdir()) == []
 
 
-def test_engines_and_sidecars_are_not_written_through_links(bundle: Bundle, outside: Path) -> None:
+def test_engines_and_metadata_are_not_written_through_links(bundle: Bundle, outside: Path) -> None:
     folder = bundle.engines / "tensorrt"
     make_folder(folder)
     (folder / "a.engine").symlink_to(outside)
     with pytest.raises(OutputError, match="it is a link"):
-        save_with_sidecar(folder / "a.engine", b"engine", b"{}")
+        save_with_metadata(folder / "a.engine", b"engine", b"{}")
     (folder / "b.json").symlink_to(outside)
-    save_with_sidecar(folder / "b.engine", b"engine", b"{}")  # in the link's place
+    save_with_metadata(folder / "b.engine", b"engine", b"{}")  # in the link's place
     assert not (folder / "b.json").is_symlink() and (folder / "b.json").read_bytes() == b"{}"
     (folder / "c.json").mkdir()
     with pytest.raises(OutputError, match=r"cannot replace .*c\.json"):
-        save_with_sidecar(folder / "c.engine", b"engine", b"{}")
+        save_with_metadata(folder / "c.engine", b"engine", b"{}")
     assert outside.read_bytes() == b"precious"
 
 
-def test_sidecars_that_are_no_files_of_their_own_are_refused(tmp_path: Path, outside: Path) -> None:
+def test_metadata_that_are_no_files_of_their_own_are_refused(tmp_path: Path, outside: Path) -> None:
     for name in ("link", "pipe", "zero", "large", "none", "engine"):
         (tmp_path / f"{name}.engine").write_bytes(b"engine")
     (tmp_path / "link.json").symlink_to(outside)
     os.mkfifo(tmp_path / "pipe.json")
     (tmp_path / "zero.json").symlink_to("/dev/zero")
     with (tmp_path / "large.json").open("wb") as file:
-        file.truncate(MAX_SIDECAR_BYTES + 1)
+        file.truncate(MAX_METADATA_BYTES + 1)
     (tmp_path / "engine.engine").unlink()
     (tmp_path / "engine.engine").symlink_to(outside)
     (tmp_path / "engine.json").write_bytes(b"{}")
@@ -116,11 +116,11 @@ def test_sidecars_that_are_no_files_of_their_own_are_refused(tmp_path: Path, out
         ("pipe", "not a regular file"),
         ("zero", "it is a link"),
         ("large", "larger than"),
-        ("none", "it has no sidecar"),
+        ("none", "it has no metadata"),
         ("engine", "it is a link"),
     ]:
         with pytest.raises(BackendError, match=message):
-            read_sidecar(tmp_path / f"{name}.engine")
+            read_metadata(tmp_path / f"{name}.engine")
 
 
 @pytest.mark.parametrize(
@@ -134,62 +134,62 @@ def test_sidecars_that_are_no_files_of_their_own_are_refused(tmp_path: Path, out
         (b"\xff", "cannot be read"),
     ],
 )
-def test_sidecars_that_parsers_disagree_about(data: bytes, message: str) -> None:
+def test_metadata_that_parsers_disagree_about(data: bytes, message: str) -> None:
     with pytest.raises(BackendError, match=message):
-        sidecar_to_record(data, Noted, 1)
+        decode_metadata(data, Noted, 1)
 
 
 def test_a_seal_of_another_length_is_made_anew(tmp_path: Path) -> None:
-    """With an empty secret everybody's seal would be the same."""
-    path, record = tmp_path / "data" / "engine-seal", Noted(1, "built here")
+    """With an empty secret everybody's signature would be the same."""
+    path, noted = tmp_path / "data" / "engine-seal", Noted(1, "built here")
     path.parent.mkdir()
-    seals = set[str]()
+    signatures = set[str]()
     for content in (b"", b"x" * 31, b"x" * 33):
         path.write_bytes(content)
         path.chmod(0o600)
-        assert not Seal(path).holds(Noted(1, "built here", seals.pop() if seals else ""))
-        sealed = Seal(path).apply(record)
-        assert Seal(path).holds(sealed) and len(path.read_bytes()) == 32
+        assert not Signature(path).holds(Noted(1, "built here", signatures.pop() if signatures else ""))
+        signed = Signature(path).apply(noted)
+        assert Signature(path).holds(signed) and len(path.read_bytes()) == 32
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
-        assert sealed.seal not in seals
-        seals.add(sealed.seal)
+        assert signed.seal not in signatures
+        signatures.add(signed.seal)
 
 
 def test_a_seal_that_may_be_anothers_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, record = tmp_path / "engine-seal", Noted(1, "built here")
-    sealed = Seal(path).apply(record)
-    assert Seal(path).holds(sealed)
+    path, noted = tmp_path / "engine-seal", Noted(1, "built here")
+    signed = Signature(path).apply(noted)
+    assert Signature(path).holds(signed)
     secret = path.read_bytes()
     for mode in (0o640, 0o604, 0o620, 0o666):
         path.chmod(mode)
-        assert not Seal(path).holds(sealed)
+        assert not Signature(path).holds(signed)
         with pytest.raises(OutputError, match="others may read or write it"):
-            Seal(path).apply(record)
+            Signature(path).apply(noted)
     path.chmod(0o600)
     path.rename(tmp_path / "other")
     path.symlink_to("other")
-    assert not Seal(path).holds(sealed)
+    assert not Signature(path).holds(signed)
     with pytest.raises(OutputError, match="it is a link"):
-        Seal(path).apply(record)
+        Signature(path).apply(noted)
     path.unlink()
     os.mkfifo(path)
-    assert not Seal(path).holds(sealed)
+    assert not Signature(path).holds(signed)
     with pytest.raises(OutputError, match="not a regular file"):
-        Seal(path).apply(record)
+        Signature(path).apply(noted)
     path.unlink()
     (tmp_path / "other").rename(path)
-    assert Seal(path).holds(sealed) and path.read_bytes() == secret
+    assert Signature(path).holds(signed) and path.read_bytes() == secret
     monkeypatch.setattr(os, "geteuid", lambda: path.stat().st_uid + 1)
-    assert not Seal(path).holds(sealed)
+    assert not Signature(path).holds(signed)
     with pytest.raises(OutputError, match="belongs to another user"):
-        Seal(path).apply(record)
+        Signature(path).apply(noted)
 
 
 def test_processes_that_make_the_secret_at_once_agree(tmp_path: Path) -> None:
     path = tmp_path / "data" / "engine-seal"
     code = (
-        "import sys, pathlib; from freeprompt.engines.artifacts.signature import Seal; "
-        "print(Seal(pathlib.Path(sys.argv[1])).token('x'))"
+        "import sys, pathlib; from freeprompt.engines.artifacts.signature import Signature; "
+        "print(Signature(pathlib.Path(sys.argv[1])).token('x'))"
     )
     command = [sys.executable, "-c", code, str(path)]
     started = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(4)]

@@ -87,7 +87,7 @@ def test_bound_sessions(bundle: Bundle) -> None:
         spec = with_output(bundle, "text_encoder", shape).manifest.graph("text_encoder")
 
         def run() -> None:
-            BoundSession("text_encoder", spec, session, DevicePool(CudaRuntime(cudart)), recorded=False).run(IDS)  # noqa: B023
+            BoundSession("text_encoder", spec, session, DevicePool(CudaRuntime(cudart)), captured=False).run(IDS)  # noqa: B023
 
         if message is None:
             run()

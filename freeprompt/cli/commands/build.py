@@ -213,15 +213,15 @@ def _shapes(bundle: Bundle, arguments: argparse.Namespace) -> Shapes:
 
 
 def _outcome_to_line(outcome: Outcome) -> str:
-    record = outcome.record
-    worst = max((p.relative_l2 for p in record.parity), default=float("nan"))
+    metadata = outcome.metadata
+    worst = max((p.relative_l2 for p in metadata.parity), default=float("nan"))
     fused = ""
-    if record.attention_layers:
-        count = "an unknown number" if record.fused_attention is None else record.fused_attention
-        fused = f", {count} of {record.attention_layers} attention layers fused"
+    if metadata.attention_layers:
+        count = "an unknown number" if metadata.fused_attention is None else metadata.fused_attention
+        fused = f", {count} of {metadata.attention_layers} attention layers fused"
     return (
-        f"{outcome.how} {outcome.path.name}: {record.engine_bytes / 1e6:.1f} MB, "
-        f"{record.build_seconds:.0f} s, scratch {record.device_memory_bytes / 1e6:.1f} MB, "
+        f"{outcome.how} {outcome.path.name}: {metadata.engine_bytes / 1e6:.1f} MB, "
+        f"{metadata.build_seconds:.0f} s, scratch {metadata.device_memory_bytes / 1e6:.1f} MB, "
         f"differs from ONNX Runtime by {worst:.1e}{fused}"
     )
 

@@ -50,7 +50,7 @@ class FakeBinding:
 class FakeOrtSession:
     """Stands for ``onnxruntime.InferenceSession`` on the CUDA provider.
 
-    ``numbers`` are the graph ids of the runs: -1 is not recorded.
+    ``numbers`` are the graph ids of the runs: -1 is not captured.
     """
 
     def __init__(self, path: str, cudart: FakeCudart) -> None:

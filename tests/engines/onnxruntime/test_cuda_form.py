@@ -21,14 +21,14 @@ from freeprompt.contract.bundle import Bundle
 from freeprompt.contract.errors import BackendError
 from freeprompt.engines.comparison import compare, profile_to_sizes, seeded_inputs
 from freeprompt.engines.onnxruntime import cuda_form
-from freeprompt.engines.onnxruntime.cuda_form import CudaGraph, fuse_for_cuda
+from freeprompt.engines.onnxruntime.cuda_form import RewrittenGraph, fuse_for_cuda
 from freeprompt.engines.reference import reference_outputs
 from tests.engines.cuda.barrier import loaded_transpositions
 from tests.engines.onnxruntime.cuda_reference import to_standard
 from tests.shapes import shapes_of
 
 GRAPHS = ("step", "step_recorded", "step_recording", "record", "text_encoder", "vae_encoder", "vae_decoder")
-Fused = Callable[[str], CudaGraph]
+Fused = Callable[[str], RewrittenGraph]
 
 
 def open_on_cpu(model: bytes, folder: Path) -> Any:

@@ -23,17 +23,17 @@ from freeprompt.contract.errors import BackendError
 from freeprompt.contract.parity import Parity
 from freeprompt.contract.session import Array, HostArray, NumpyArray, Session
 from freeprompt.engines import doctor
-from freeprompt.engines.artifacts import metadata
-from freeprompt.engines.artifacts.signature import Seal
+from freeprompt.engines.artifacts import metadata as metadata_files
+from freeprompt.engines.artifacts.signature import Signature
 from freeprompt.engines.cuda.runtime import CudaRuntime, DeviceInfo
 from freeprompt.engines.onnxruntime import backend as onnxruntime_backend
 from freeprompt.engines.onnxruntime import captured, library
 from freeprompt.engines.onnxruntime import prepare as preparing
 from freeprompt.engines.onnxruntime.backend import OnnxRuntimeBackend, OnnxRuntimeSession
 from freeprompt.engines.onnxruntime.captured import BoundOnnxRuntimeBackend
-from freeprompt.engines.onnxruntime.cuda_form import CudaGraph
+from freeprompt.engines.onnxruntime.cuda_form import RewrittenGraph
 from freeprompt.engines.onnxruntime.prepare import Preparation, prepare_bundle
-from freeprompt.engines.onnxruntime.prepared_metadata import CudaRecord, CudaTiming, cuda_record_from_json
+from freeprompt.engines.onnxruntime.prepared_metadata import CudaTiming, PreparedMetadata, prepared_metadata_from_json
 from freeprompt.engines.onnxruntime.prepared_store import CudaStore
 from freeprompt.engines.shapes import Shapes
 from tests.engines.cuda.fake_cuda import FakeCudart
@@ -42,7 +42,7 @@ from tests.engines.onnxruntime.fake_onnxruntime import FakeOrtSession
 from tests.shapes import shapes_of
 
 VERSION = ort.__version__
-Fused = Callable[[str], CudaGraph]
+Fused = Callable[[str], RewrittenGraph]
 
 
 class CpuBackend:
@@ -124,11 +124,11 @@ def test_what_is_prepared_is_checked_and_used(bundle: Bundle, rewritten: Fused) 
     (done,) = prepare(bundle, rewritten, "step", backend=backend)
     assert (done.how, done.refused) == ("prepared", None)
     assert backend.opened == [("step", "exported"), ("step", "prepared")], "one at a time"
-    record = done.record
-    assert record.operators["GroupNorm"] and record.operators["NhwcConv"]
-    assert [timing.exported_ms for timing in record.timings] == [4.0, 8.0]
-    assert [timing.prepared_ms for timing in record.timings] == [3.0, 6.0]
-    assert all(0 < parity.relative_l2 < 2e-6 for parity in record.parity), "measured, not assumed"
+    metadata = done.metadata
+    assert metadata.operators["GroupNorm"] and metadata.operators["NhwcConv"]
+    assert [timing.exported_ms for timing in metadata.timings] == [4.0, 8.0]
+    assert [timing.prepared_ms for timing in metadata.timings] == [3.0, 6.0]
+    assert all(0 < parity.relative_l2 < 2e-6 for parity in metadata.parity), "measured, not assumed"
     assert store_of(bundle).model("step") == rewritten("step").model
     assert store_of(bundle).model("record") is None, "not prepared"
 
@@ -136,7 +136,7 @@ def test_what_is_prepared_is_checked_and_used(bundle: Bundle, rewritten: Fused) 
 def test_every_graph_by_default_and_once(bundle: Bundle, rewritten: Fused, times: list[float]) -> None:
     times.clear()
     first = prepare(bundle, rewritten)
-    assert [p.record.graph for p in first] == list(bundle.manifest.graphs)
+    assert [p.metadata.graph for p in first] == list(bundle.manifest.graphs)
     backend = CpuBackend()
     again = prepare(bundle, rewritten, backend=backend)
     assert [(p.how, p.refused) for p in again] == [("kept", None)] * len(first)
@@ -166,7 +166,7 @@ def test_what_is_slower_is_not_used(bundle: Bundle, rewritten: Fused, times: lis
 def test_a_kernel_that_is_missing_leaves_the_graph_as_exported(bundle: Bundle, rewritten: Fused) -> None:
     (done,) = prepare(bundle, rewritten, "step", backend=CpuBackend(missing=True))
     assert done.refused == "it cannot be run here: no kernel"
-    assert (done.record.parity, done.record.timings) == ((), ()), "nothing is said of what did not run"
+    assert (done.metadata.parity, done.metadata.timings) == ((), ()), "nothing is said of what did not run"
     assert store_of(bundle).model("step") is None
     (again,) = prepare(bundle, rewritten, "step")
     assert (again.how, again.refused) == ("prepared", None), "what was short of memory may have it now"
@@ -177,7 +177,7 @@ def test_a_graph_that_cannot_be_rewritten_leaves_the_others(
 ) -> None:
     times.clear()
 
-    def fuse(path: Path, graph: str) -> CudaGraph:
+    def fuse(path: Path, graph: str) -> RewrittenGraph:
         if graph == "step":
             raise BackendError("fused 3 of 4 group norms")
         return rewritten(graph)
@@ -211,27 +211,27 @@ def test_reasons_of_refusal(bundle: Bundle, rewritten: Fused, times: list[float]
     assert store_of(bundle, version="9.9").model("vae_decoder") is None
     assert refusals(bundle, device="Other") == ["checked on GPU, this is Other"]
     assert refusals(bundle, device="") == ["None"], "where no one can tell the GPU's name"
-    stranger = CudaStore(bundle, VERSION, "GPU", Seal(tmp_path / "other"))
+    stranger = CudaStore(bundle, VERSION, "GPU", Signature(tmp_path / "other"))
     assert "not prepared by this user" in str(stranger.scan()[0].refused)
-    good, record = path.read_bytes(), described.read_bytes()
+    good, metadata = path.read_bytes(), described.read_bytes()
     path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
     assert "damaged or was replaced" in refusals(bundle)[0]
     path.write_bytes(good)
-    described.write_bytes(record.replace(b'"exported_ms": 1.0', b'"exported_ms": 2.0'))
-    assert "not prepared by this user" in refusals(bundle)[0], "a sidecar that was edited"
-    for damage in (b"", b"{}", b"[" * 100_000, record[: len(record) // 2]):
+    described.write_bytes(metadata.replace(b'"exported_ms": 1.0', b'"exported_ms": 2.0'))
+    assert "not prepared by this user" in refusals(bundle)[0], "metadata that was edited"
+    for damage in (b"", b"{}", b"[" * 100_000, metadata[: len(metadata) // 2]):
         described.write_bytes(damage)
-        assert "its sidecar cannot be read" in refusals(bundle)[0]
-    described.write_bytes(record.replace(b'"version": 1', b'"version": 2'))
-    assert "its sidecar has version 2, this freeprompt reads 1" in refusals(bundle)[0]
+        assert "its metadata cannot be read" in refusals(bundle)[0]
+    described.write_bytes(metadata.replace(b'"version": 1', b'"version": 2'))
+    assert "its metadata has version 2, this freeprompt reads 1" in refusals(bundle)[0]
     described.unlink()
-    assert "it has no sidecar" in refusals(bundle)[0]
+    assert "it has no metadata" in refusals(bundle)[0]
     assert store_of(bundle).model("vae_decoder") is None
     prepare(bundle, rewritten, "vae_decoder")
     assert refusals(bundle) == ["None"], "built again"
     for file in (path, described):
         file.rename(file.with_name(f"step{file.name[len('vae_decoder') :]}"))
-    assert refusals(bundle) == ["its sidecar belongs to another graph"]
+    assert refusals(bundle) == ["its metadata belongs to another graph"]
 
 
 def test_another_export_of_the_weights_is_another_graph(bundle: Bundle, rewritten: Fused) -> None:
@@ -254,7 +254,7 @@ def test_the_graph_that_was_checked_is_rewritten(bundle: Bundle, rewritten: Fuse
         (bundle.path / name).write_bytes(b"something else")
     seen: list[dict[str, bytes]] = []
 
-    def fuse(path: Path, graph: str) -> CudaGraph:
+    def fuse(path: Path, graph: str) -> RewrittenGraph:
         seen.append({file.name: file.read_bytes() for file in path.parent.iterdir()})
         return rewritten(graph)
 
@@ -264,24 +264,24 @@ def test_the_graph_that_was_checked_is_rewritten(bundle: Bundle, rewritten: Fuse
 
 
 def test_a_write_that_is_cut_off_leaves_no_graph(bundle: Bundle, rewritten: Fused) -> None:
-    """Before the sidecar: the graph is refused; the next build makes it good."""
+    """Before the metadata: the graph is refused; the next build makes it good."""
 
     def cut_off(path: Path, content: bytes) -> None:
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(metadata, "save_sidecar", cut_off)
+        patch.setattr(metadata_files, "save_metadata", cut_off)
         prepare(bundle, rewritten, "step")
-    assert "it has no sidecar" in refusals(bundle)[0]
+    assert "it has no metadata" in refusals(bundle)[0]
     (done,) = prepare(bundle, rewritten, "step")
     assert (done.how, done.refused) == ("prepared", None)
 
 
 def test_numbers_that_are_none_speak_against() -> None:
-    record = CudaRecord("step", "0", "1", parity_threshold=1e-3)
-    assert "inf" in str(record.problem), "never measured"
-    right = replace(record, parity=(Parity("", 1e-4, 1e-4),))
-    assert "nan" in str(replace(record, parity=(Parity("", float("nan"), 0.0),)).problem)
+    metadata = PreparedMetadata("step", "0", "1", parity_threshold=1e-3)
+    assert "inf" in str(metadata.problem), "never measured"
+    right = replace(metadata, parity=(Parity("", 1e-4, 1e-4),))
+    assert "nan" in str(replace(metadata, parity=(Parity("", float("nan"), 0.0),)).problem)
     assert "slower" in str(replace(right, timings=(CudaTiming("", 1.0, float("nan")),)).problem)
     assert replace(right, timings=(CudaTiming("", 1.0, 1.0),)).problem is None
 
@@ -307,7 +307,7 @@ def test_the_cuda_backend_opens_what_was_prepared(
 def test_an_edit_by_prepared_graphs_on_bound_buffers(
     bundle: Bundle, rewritten: Fused, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, times: list[float]
 ) -> None:
-    """The whole way on a fake device: build, then edit with graphs recorded; the CPU's own edit is the oracle."""
+    """The whole way on a fake device: build, then edit with graphs captured; the CPU's own edit is the oracle."""
     times.clear()
     prepare(bundle, rewritten, device="")
     cudart = FakeCudart()
@@ -410,7 +410,7 @@ def test_doctor_lists_prepared_graphs(bundle: Bundle, rewritten: Fused, monkeypa
     assert "prepared for CUDA" not in "\n".join(doctor.report_to_lines(doctor.examine(bundle)))
 
 
-def test_sidecars_read_back(bundle: Bundle, rewritten: Fused) -> None:
+def test_metadata_read_back(bundle: Bundle, rewritten: Fused) -> None:
     (done,) = prepare(bundle, rewritten, "text_encoder")
     (path,) = (bundle.engines / "cuda").glob("*.json")
-    assert replace(cuda_record_from_json(path.read_bytes()), seal="") == done.record
+    assert replace(prepared_metadata_from_json(path.read_bytes()), seal="") == done.metadata

@@ -69,7 +69,7 @@ class FakeTensorRT:
         layers: of the inspector's output.
         times: layers and milliseconds that a profiler is told of after each run.
         distort: applied to every output, for engines that are wrong.
-        breaks_capture: the engine does something that cannot be recorded.
+        breaks_capture: the engine does something that cannot be captured.
     """
 
     def __init__(self, version: str, cuda: FakeCudart) -> None:

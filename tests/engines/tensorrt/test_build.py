@@ -16,13 +16,13 @@ import pytest
 from freeprompt.contract.bundle import Bundle
 from freeprompt.contract.errors import BackendError, UsageError
 from freeprompt.contract.precision import Float32Part, HalfPrecision
-from freeprompt.engines.artifacts.signature import Seal
+from freeprompt.engines.artifacts.signature import Signature
 from freeprompt.engines.shapes import Profile, Shapes, choose_profile
 from freeprompt.engines.tensorrt.builder import BuilderSettings
 from freeprompt.engines.tensorrt.bundle_build import BundleBuild, build_bundle
 from freeprompt.engines.tensorrt.engine import text_to_inspection
 from freeprompt.engines.tensorrt.library import at_least, explain
-from freeprompt.engines.tensorrt.metadata import record_from_json
+from freeprompt.engines.tensorrt.metadata import metadata_from_json
 from freeprompt.engines.tensorrt.progress import BuildProgress
 from freeprompt.engines.tensorrt.store import EngineStore
 from freeprompt.engines.tensorrt.store import Machine as Target
@@ -86,7 +86,7 @@ def test_settings_reach_the_builder(bundle: Bundle) -> None:
     machine = Machine.create()
     (outcome,) = build_bundle(bundle, build, machine.backend)
     assert ("set_memory_pool_limit", "WORKSPACE", 1 << 22) in machine.trt.calls
-    assert (outcome.record.workspace_bytes, outcome.record.optimization_level) == (1 << 22, 5)
+    assert (outcome.metadata.workspace_bytes, outcome.metadata.optimization_level) == (1 << 22, 5)
 
 
 def test_profiles_are_exact_by_default_and_a_range_on_request(bundle: Bundle) -> None:
@@ -121,19 +121,19 @@ def test_a_size_that_the_model_cannot_take(bundle: Bundle) -> None:
         shapes_of(bundle.manifest, (60, 64), rows="1")
 
 
-def test_what_was_built_is_kept_and_its_sidecar_tells_all(bundle: Bundle) -> None:
+def test_what_was_built_is_kept_and_its_metadata_tells_all(bundle: Bundle) -> None:
     machine = Machine.create()
     machine.trt.layers = [{"Name": "_gemm_mha_v2_myl0_3"}, {"Name": "conv", "TacticName": "sm90_xmma"}]
     (first,) = machine.build(bundle, "step", rows="2")
     (second,) = machine.build(bundle, "step", rows="2")
     assert (first.how, second.how, machine.trt.builds) == ("built", "kept", 1)
-    record = record_from_json(first.path.with_suffix(".json").read_bytes())
-    assert record.tensorrt == "10.16.1.11" and record.capability == "9.0" and record.device == "Fake GPU"
-    assert record.fused_attention == 1 and record.layers == 2 and record.attention_layers == 8
-    assert record.device_memory_bytes == 4096
-    assert record.engine_bytes == first.path.stat().st_size
-    assert len(record.parity) == 1 and record.parity[0].relative_l2 < 1e-5
-    assert record.passed and Seal().holds(record)
+    metadata = metadata_from_json(first.path.with_suffix(".json").read_bytes())
+    assert metadata.tensorrt == "10.16.1.11" and metadata.capability == "9.0" and metadata.device == "Fake GPU"
+    assert metadata.fused_attention == 1 and metadata.layers == 2 and metadata.attention_layers == 8
+    assert metadata.device_memory_bytes == 4096
+    assert metadata.engine_bytes == first.path.stat().st_size
+    assert len(metadata.parity) == 1 and metadata.parity[0].relative_l2 < 1e-5
+    assert metadata.passed and Signature().holds(metadata)
     assert (bundle.engines / "tensorrt" / "timing-10.16.1.11-9.0.cache").read_bytes() == b"timings"
     machine.build(bundle, "step", rows="3")
     assert ("create_timing_cache", b"timings") in machine.trt.calls
@@ -210,24 +210,24 @@ def test_engines_of_another_machine_are_refused(bundle: Bundle) -> None:
 def test_engines_that_were_changed_are_refused(bundle: Bundle) -> None:
     machine = Machine.create()
     (outcome,) = machine.build(bundle, GRAPH)
-    sidecar, engine = outcome.path.with_suffix(".json"), outcome.path.read_bytes()
-    text = sidecar.read_text()
+    metadata, engine = outcome.path.with_suffix(".json"), outcome.path.read_bytes()
+    text = metadata.read_text()
     outcome.path.write_bytes(engine[:-1] + b" ")
     with pytest.raises(BackendError, match="damaged or was replaced"):
         machine.backend.open(bundle, GRAPH)
     outcome.path.write_bytes(engine + b" ")
-    assert "its sidecar says" in refusals(machine, bundle)[0]
+    assert "its metadata says" in refusals(machine, bundle)[0]
     outcome.path.write_bytes(engine)
     worse = json.loads(text)
     worse["parity"][0]["relative_l2"] = 0.5
-    sidecar.write_text(json.dumps(worse))
+    metadata.write_text(json.dumps(worse))
     assert "failed parity" in refusals(machine, bundle)[0]
-    sidecar.write_text(text.replace("Fake GPU", "Other GPU"))
+    metadata.write_text(text.replace("Fake GPU", "Other GPU"))
     assert "not built by this user" in refusals(machine, bundle)[0]
-    sidecar.write_text("{")
+    metadata.write_text("{")
     assert "cannot be read" in refusals(machine, bundle)[0]
-    sidecar.unlink()
-    assert "no sidecar" in refusals(machine, bundle)[0]
+    metadata.unlink()
+    assert "no metadata" in refusals(machine, bundle)[0]
     with pytest.raises(
         BackendError, match=r"no TensorRT engine of graph text_encoder can be used here.*freeprompt build"
     ):
@@ -273,7 +273,7 @@ def test_an_engine_is_built_from_the_graph_that_was_checked(bundle: Bundle) -> N
     for name in ("text_encoder.onnx", "text_encoder.fused.onnx", "text_encoder.weights"):
         (bundle.path / name).write_bytes(b"something else")
     (outcome,) = machine.build(opened, GRAPH)
-    assert outcome.record.passed
+    assert outcome.metadata.passed
 
 
 def test_a_changed_graph_makes_its_engines_stale(bundle: Bundle, tmp_path: Path) -> None:

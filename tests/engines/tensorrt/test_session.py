@@ -1,4 +1,4 @@
-"""The TensorRT session on fakes that compute: numbers against the CPU backend, memory, recorded graphs."""
+"""The TensorRT session on fakes that compute: numbers against the CPU backend, memory, captured graphs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def opened(machine: Machine, bundle: Bundle, graph: str = "step", **build: Any) 
 
 
 def test_every_run_equals_the_cpu_at_every_shape(machine: Machine, bundle: Bundle) -> None:
-    """The first run is enqueued, the second recorded, the third replayed; then the shapes change and change back."""
+    """The first run is enqueued, the second captured, the third replayed; then the shapes change and change back."""
     session = opened(machine, bundle)
     for rows in (3, 1, 3, 2):
         for seed in range(3):
@@ -271,7 +271,7 @@ def test_engines_for_one_shape_or_for_all(bundle: Bundle, profile: str) -> None:
 
 
 def test_the_time_of_every_layer(machine: Machine, bundle: Bundle) -> None:
-    """In a context of its own, so that what was recorded into a CUDA graph stays as it is."""
+    """In a context of its own, so that what was captured into a CUDA graph stays as it is."""
     machine.trt.layers = [{"Name": "a", "LayerType": "gemm", "TacticName": "sm90_xmma"}, {"Name": "b"}]
     session = opened(machine, bundle, rows="2")
     inputs = step_inputs(bundle, rows=2)
