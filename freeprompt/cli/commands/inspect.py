@@ -13,7 +13,7 @@ from freeprompt.contract.text import escaped
 if TYPE_CHECKING:
     from freeprompt.contract.bundle import Bundle
     from freeprompt.contract.manifest import Manifest
-from freeprompt.contract.parity import Parity
+    from freeprompt.contract.parity import Parity
 
 # In the short account: as many parts or notes are named, and of a note so many characters are shown.
 _NAMED, _WIDTH = 3, 100
