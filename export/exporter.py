@@ -25,7 +25,7 @@ from freeprompt.export.graph.writer import GraphWriter
 from freeprompt.export.model.calibration import checkpoint_to_calibration
 from freeprompt.export.model.layers import Architecture, unet_to_architecture
 from freeprompt.export.model.stages import checkpoint_to_stages
-from freeprompt.export.settings import ExportSettings, Progress
+from freeprompt.export.settings import ExportSettings, Reporter
 
 TOKENIZER = "tokenizer.json"
 KNOWN_ANSWERS = "known_answers.safetensors"
@@ -36,7 +36,7 @@ def export_checkpoint(
     target: str | Path,
     settings: ExportSettings | None = None,
     overwrite: bool = False,
-    progress: Progress = lambda line: None,
+    progress: Reporter = lambda line: None,
 ) -> Bundle:
     """Export a diffusers checkpoint (a folder or a hub id) as the bundle ``target``.
 
@@ -63,7 +63,7 @@ def export_checkpoint(
     return Bundle.open(target, verify=False)
 
 
-def _fill(folder: Path, checkpoint: Checkpoint, settings: ExportSettings, progress: Progress) -> Manifest:
+def _fill(folder: Path, checkpoint: Checkpoint, settings: ExportSettings, progress: Reporter) -> Manifest:
     """Write everything but the manifest."""
     latents, text = checkpoint_to_latents(checkpoint), checkpoint_to_text(checkpoint)
     # Here, since an unknown value must be told before graphs are traced for minutes.

@@ -10,7 +10,7 @@ from typing import Literal
 from freeprompt.contract.errors import UsageError
 from freeprompt.export.graph.trace import DEFAULT_OPSET
 
-Progress = Callable[[str], None]
+Reporter = Callable[[str], None]
 Precision = Literal["float32", "float16"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "float16")
 PROFILES = ("memory", "latency")

@@ -20,7 +20,7 @@ from freeprompt.engines.onnxruntime.prepared_metadata import CudaTiming, Prepare
 from freeprompt.engines.onnxruntime.prepared_store import CudaStore
 from freeprompt.engines.reference import session_to_parity
 from freeprompt.engines.shapes import Profile, Shapes
-from freeprompt.engines.tensorrt.progress import Progress
+from freeprompt.engines.tensorrt.progress import Reporter
 
 # Enough for a median that the choice of kernels in the first runs does not touch.
 WARM_RUNS, WARM_SECONDS, TIMED_RUNS = 3, 0.5, 11
@@ -54,7 +54,7 @@ def prepare_bundle(
     backend: PreparingBackend,
     store: CudaStore,
     graphs: tuple[str, ...] = (),
-    progress: Progress = lambda line: None,
+    progress: Reporter = lambda line: None,
     fuse: Fuse = fuse_for_cuda,
 ) -> Iterator[Preparation]:
     """Prepare every graph, compare it and the exported one with ONNX Runtime on the CPU, and time both.
@@ -84,7 +84,7 @@ def _prepare(
     profiles: tuple[Profile, ...],
     backend: PreparingBackend,
     store: CudaStore,
-    progress: Progress,
+    progress: Reporter,
     fuse: Fuse,
 ) -> Preparation:
     kept = store.find(graph)
@@ -140,7 +140,7 @@ def _measure(
     profiles: tuple[Profile, ...],
     backend: PreparingBackend,
     model: bytes | None,
-    progress: Progress,
+    progress: Reporter,
 ) -> list[_Measured]:
     """Parity and time at each profile. The session ends here: two at once would need the memory twice."""
     session = backend.open_model(bundle, graph, model)

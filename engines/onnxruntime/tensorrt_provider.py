@@ -12,7 +12,7 @@ from freeprompt.contract.session import Backend
 from freeprompt.engines.comparison import THRESHOLDS, profile_to_sizes
 from freeprompt.engines.reference import session_to_parity
 from freeprompt.engines.shapes import Shapes
-from freeprompt.engines.tensorrt.progress import Progress
+from freeprompt.engines.tensorrt.progress import Reporter
 
 
 def warm_bundle(
@@ -20,7 +20,7 @@ def warm_bundle(
     shapes: Shapes,
     backend: Backend,
     graphs: tuple[str, ...] = (),
-    progress: Progress = lambda line: None,
+    progress: Reporter = lambda line: None,
 ) -> Iterator[Parity]:
     """Run every graph once at every shape; the provider builds what its cache lacks, and keeps it.
 

@@ -18,7 +18,7 @@ from freeprompt.contract.manifest import TensorSpec
 from freeprompt.engines.artifacts.metadata import save_file
 from freeprompt.engines.shapes import Profile
 from freeprompt.engines.tensorrt.library import Messages, at_least, parser_failure
-from freeprompt.engines.tensorrt.progress import BuildProgress, Progress, create_monitor
+from freeprompt.engines.tensorrt.progress import BuildProgress, Reporter, create_monitor
 
 # A timing cache is some megabytes.
 MAX_CACHE_BYTES = 1 << 28
@@ -63,7 +63,7 @@ def build_engine(
     profiles: tuple[Profile, ...],
     settings: BuilderSettings,
     timing_cache: Path | None = None,
-    progress: Progress = lambda line: None,
+    progress: Reporter = lambda line: None,
 ) -> Built:
     """Build the graph at ``path``.
 

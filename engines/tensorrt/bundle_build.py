@@ -20,7 +20,7 @@ from freeprompt.engines.tensorrt.backend import TensorRTBackend
 from freeprompt.engines.tensorrt.builder import BuilderSettings, build_engine
 from freeprompt.engines.tensorrt.context import LoadedEngine
 from freeprompt.engines.tensorrt.metadata import EngineMetadata
-from freeprompt.engines.tensorrt.progress import Progress
+from freeprompt.engines.tensorrt.progress import Reporter
 from freeprompt.engines.tensorrt.store import EngineStore, Found
 
 MEMORY, LATENCY = "memory", "latency"
@@ -64,7 +64,7 @@ def build_bundle(
     build: BundleBuild,
     backend: TensorRTBackend,
     store: EngineStore | None = None,
-    progress: Progress = lambda line: None,
+    progress: Reporter = lambda line: None,
 ) -> Iterator[Outcome]:
     """Build what is missing, one engine after the other; an interrupted build goes on where it was.
 
@@ -97,7 +97,7 @@ def _build_one(
     build: BundleBuild,
     backend: TensorRTBackend,
     store: EngineStore,
-    progress: Progress,
+    progress: Reporter,
 ) -> Outcome:
     manifest, machine = bundle.manifest, backend.machine
     _check_float32_parts(manifest, graph, machine.tensorrt)
@@ -159,7 +159,7 @@ def _kept(store: EngineStore, metadata: EngineMetadata) -> Found | None:
 
 
 def _examined(
-    bundle: Bundle, metadata: EngineMetadata, data: bytes, backend: TensorRTBackend, progress: Progress
+    bundle: Bundle, metadata: EngineMetadata, data: bytes, backend: TensorRTBackend, progress: Reporter
 ) -> EngineMetadata:
     """The metadata with what an engine is measured to be.
 
@@ -196,7 +196,7 @@ def _examined(
     return metadata
 
 
-def _report_fusion(metadata: EngineMetadata, progress: Progress) -> None:
+def _report_fusion(metadata: EngineMetadata, progress: Reporter) -> None:
     """Losing fused attention is silent otherwise, and costs most of the speed."""
     if not metadata.attention_layers:
         return
@@ -209,7 +209,7 @@ def _report_fusion(metadata: EngineMetadata, progress: Progress) -> None:
         )
 
 
-def _adopt(bundle: Bundle, backend: TensorRTBackend, store: EngineStore, progress: Progress) -> Iterator[Outcome]:
+def _adopt(bundle: Bundle, backend: TensorRTBackend, store: EngineStore, progress: Reporter) -> Iterator[Outcome]:
     """Check the engines that are refused for their origin alone, and sign those that pass."""
     trusting = EngineStore(bundle, backend.machine, trust=True)
     refused = {found.path for found in store.scan() if found.refused is not None}

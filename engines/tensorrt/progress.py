@@ -9,7 +9,7 @@ from typing import Any
 from freeprompt.engines.tensorrt.library import at_least
 
 # Lines of text: a terminal shows them one below the other, a log keeps them.
-Progress = Callable[[str], None]
+Reporter = Callable[[str], None]
 _SECONDS_BETWEEN_LINES = 5.0
 
 
@@ -22,7 +22,7 @@ class BuildProgress:
         clock: for tests.
     """
 
-    def __init__(self, label: str, progress: Progress, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, label: str, progress: Reporter, clock: Callable[[], float] = time.monotonic) -> None:
         self._label = label
         self._progress = progress
         self._clock = clock

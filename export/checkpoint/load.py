@@ -31,7 +31,7 @@ from freeprompt.export.checkpoint.source import (
 from freeprompt.export.checkpoint.tokenizer import FILES, load_tokenizer
 from freeprompt.export.checkpoint.weights import load_weights, locate_weights
 from freeprompt.export.quiet import quiet
-from freeprompt.export.settings import Progress
+from freeprompt.export.settings import Reporter
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 # Not sizes of a model; where one is wrong its class says so with whatever it meets first.
@@ -56,7 +56,7 @@ class Checkpoint:
     unused: tuple[str, ...] = ()
 
 
-def load_checkpoint(source: str, variant: str | None = None, progress: Progress = lambda line: None) -> Checkpoint:
+def load_checkpoint(source: str, variant: str | None = None, progress: Reporter = lambda line: None) -> Checkpoint:
     """Load a diffusers folder, or a model of the hub by its id (owner/name).
 
     Everything that can be told from configurations and the headers of weights is told before weights are read. Nothing
@@ -144,7 +144,7 @@ def _model(source: Source, part: str, make: Callable[[], nn.Module]) -> nn.Modul
         ) from error
 
 
-def _say_variant(weights: Weights, asked: str | None, progress: Progress) -> None:
+def _say_variant(weights: Weights, asked: str | None, progress: Reporter) -> None:
     if weights.variant is not None and asked is None:
         progress(f"{weights.part}: weights of the variant {weights.variant}, there are no others")
     elif weights.variant is None and asked is not None:

@@ -17,7 +17,7 @@ from freeprompt.export.graph.known_answers import KnownAnswers
 from freeprompt.export.graph.parity import THRESHOLDS, Expectation, graph_to_parity
 from freeprompt.export.graph.trace import module_to_onnx
 from freeprompt.export.model.half import HalfLog
-from freeprompt.export.settings import ExportSettings, Precision, Progress
+from freeprompt.export.settings import ExportSettings, Precision, Reporter
 
 
 class GraphWriter:
@@ -29,7 +29,7 @@ class GraphWriter:
         answers: of every graph, for the runtimes that will run it.
     """
 
-    def __init__(self, folder: Path, settings: ExportSettings, progress: Progress) -> None:
+    def __init__(self, folder: Path, settings: ExportSettings, progress: Reporter) -> None:
         self.folder, self.settings, self.progress = folder, settings, progress
         self.graphs: dict[str, GraphSpec] = {}
         self.half = HalfLog()

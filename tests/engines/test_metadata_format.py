@@ -1,0 +1,64 @@
+"""Metadata on disk: what version 1 wrote must be found, read and believed by whatever reads version 1."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from freeprompt.contract.errors import BackendError
+from freeprompt.contract.parity import Parity
+from freeprompt.engines.artifacts.signature import Signature
+from freeprompt.engines.onnxruntime.prepared_metadata import CudaTiming, prepared_metadata_from_json
+from freeprompt.engines.shapes import Profile
+from freeprompt.engines.tensorrt.metadata import metadata_from_json
+
+# Written and signed by the first version, with the key 00 01 02 ... 1f.
+PARITY = '[{"shapes":"rows 1","relative_l2":0.001,"max_abs":0.25}]'
+ENGINE = f"""
+{{"graph":"step","graph_sha256":"ab","tensorrt":"10.3.0","capability":"9.0","precision":"float16",
+"profiles":[{{"dims":{{"rows":[1,1,1]}},"slack":["texts","pinned","record_rows"]}}],"baked":true,
+"optimization_level":3,"workspace_bytes":null,"device":"GPU","engine_sha256":"cd","engine_bytes":7,
+"build_seconds":1.5,"device_memory_bytes":4096,"layers":2,"attention_layers":8,"fused_attention":1,
+"parity":{PARITY},"parity_threshold":0.02,
+"seal":"dd436dac7493d7eaa5a34ec8fd2cf35815e6ac7f16f61e584265d91100f88fac","version":1}}"""
+PREPARED = f"""
+{{"graph":"step","graph_sha256":"ab","onnxruntime":"1.32.0","device":"GPU","operators":{{"GroupNorm":2}},
+"model_sha256":"cd","seconds":1.5,"parity":{PARITY},"parity_threshold":0.02,
+"timings":[{{"shapes":"rows 1","exported_ms":2.0,"prepared_ms":1.5}}],"failure":"",
+"seal":"3540159808d19c88e54d2a0fdf200902f61d0dc8b7cef72336410011eae3c61f","version":1}}"""
+
+
+@pytest.fixture
+def signature(tmp_path: Path) -> Signature:
+    key = tmp_path / "key"
+    key.touch(mode=0o600)
+    key.write_bytes(bytes(range(32)))
+    return Signature(key)
+
+
+def test_an_engine_of_the_first_version_is_found_read_and_believed(signature: Signature) -> None:
+    found = metadata_from_json(ENGINE.encode())
+    assert found.name == "step-f65352eb0e9456f6.engine"
+    assert found.parity == (Parity("rows 1", 0.001, 0.25),) and found.passed
+    assert found.profiles == (Profile({"rows": (1, 1, 1)}),)
+    assert signature.holds(found)
+
+
+def test_a_prepared_graph_of_the_first_version_is_found_read_and_believed(signature: Signature) -> None:
+    found = prepared_metadata_from_json(PREPARED.encode())
+    assert found.name == "step-2ac435668a308a3d.onnx"
+    assert found.parity == (Parity("rows 1", 0.001, 0.25),) and found.problem is None
+    assert found.timings == (CudaTiming("rows 1", 2.0, 1.5),)
+    assert signature.holds(found)
+
+
+@pytest.mark.parametrize(("read", "text"), [(metadata_from_json, ENGINE), (prepared_metadata_from_json, PREPARED)])
+def test_no_difference_is_below_none(read: Callable[[bytes], object], text: str) -> None:
+    """A negative one would be within every bound."""
+    content = json.loads(text)
+    content["parity"][0]["relative_l2"] = -1.0
+    with pytest.raises(BackendError, match="its metadata cannot be read"):
+        read(json.dumps(content).encode())
