@@ -109,7 +109,7 @@ def _fill(folder: Path, checkpoint: Checkpoint, settings: ExportSettings, progre
 def _architecture(checkpoint: Checkpoint, latents: LatentSpec, settings: ExportSettings) -> Architecture:
     native = (latents.height // latents.scale, latents.width // latents.scale)
     architecture = unet_to_architecture(checkpoint.unet, *native)
-    records = settings.profile == "latency"
+    records = settings.graphs == "latency"
     layers = tuple(replace(layer, recordable=layer.replaced and records) for layer in architecture.layers)
     return replace(architecture, layers=layers)
 

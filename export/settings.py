@@ -13,7 +13,7 @@ from freeprompt.export.graph.trace import DEFAULT_OPSET
 Reporter = Callable[[str], None]
 Precision = Literal["float32", "float16"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "float16")
-PROFILES = ("memory", "latency")
+GRAPHS = ("memory", "latency")
 Spacing = Literal["auto", "checkpoint", "leading", "trailing", "linspace"]
 SPACINGS: tuple[Spacing, ...] = ("auto", "checkpoint", "leading", "trailing", "linspace")
 
@@ -25,7 +25,7 @@ class ExportSettings:
     Attributes:
         precision: of the weights; latents, guidance and scheduler are float32 either way.
         opset: ONNX operator set.
-        profile: "memory" holds the one step graph that does everything; "latency" also the graphs that record and
+        graphs: "memory" holds the one step graph that does everything; "latency" also the graphs that record and
             use recorded hidden states, which share its weights on disk.
         float32: what stays float32 in a float16 bundle besides what the export finds: names of graphs ("vae_decoder")
             and of attention layers ("unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1", whose maps then are),
@@ -37,7 +37,7 @@ class ExportSettings:
 
     precision: Precision = "float32"
     opset: int = DEFAULT_OPSET
-    profile: str = "latency"
+    graphs: str = "latency"
     float32: tuple[str, ...] = ()
     spacing: Spacing = "auto"
     variant: str | None = None
@@ -45,8 +45,8 @@ class ExportSettings:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise UsageError(f"unknown precision {self.precision!r}; use {' or '.join(PRECISIONS)}")
-        if self.profile not in PROFILES:
-            raise UsageError(f"unknown profile {self.profile!r}; use {' or '.join(PROFILES)}")
+        if self.graphs not in GRAPHS:
+            raise UsageError(f"unknown graphs {self.graphs!r}; use {' or '.join(GRAPHS)}")
         if self.spacing not in SPACINGS:
             raise UsageError(f"unknown spacing {self.spacing!r}; use {', '.join(SPACINGS)}")
         if not 18 <= self.opset <= 23:

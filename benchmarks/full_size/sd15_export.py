@@ -1,6 +1,6 @@
 """Export a U-Net of Stable Diffusion 1.5's size in float16, load it in ONNX Runtime on the CPU and run one step.
 
-    python -m benchmarks.full_size.sd15_export [--profile memory|latency] [--json FILE] [--work FOLDER]
+    python -m benchmarks.full_size.sd15_export [--graphs memory|latency] [--json FILE] [--work FOLDER]
 
 Prints and writes time, peak memory and parity. Takes some minutes and about 15 GB of memory; not part of the tests.
 """
@@ -32,7 +32,7 @@ def peak_gigabytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
-def measure(work: Path, profile: str) -> dict[str, Any]:
+def measure(work: Path, held: str) -> dict[str, Any]:
     """Export and run: seconds, memory, parity."""
     times: dict[str, float] = {}
 
@@ -45,7 +45,7 @@ def measure(work: Path, profile: str) -> dict[str, Any]:
         save_random_checkpoint(work / "checkpoint")
     timed("random checkpoint", start)
     start = time.perf_counter()
-    settings = ExportSettings(precision="float16", profile=profile)
+    settings = ExportSettings(precision="float16", graphs=held)
     bundle = export_checkpoint(
         work / "checkpoint", work / "bundle", settings, True, lambda line: print(line, flush=True)
     )
@@ -89,13 +89,13 @@ def measure(work: Path, profile: str) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--profile", default="memory", choices=("memory", "latency"))
+    parser.add_argument("--graphs", default="memory", choices=("memory", "latency"))
     parser.add_argument("--json", type=Path)
     parser.add_argument("--work", type=Path, help="kept; default: a temporary folder")
     arguments = parser.parse_args()
     work = arguments.work or Path(tempfile.mkdtemp())
     try:
-        result = measure(work, arguments.profile)
+        result = measure(work, arguments.graphs)
     finally:
         if arguments.work is None:
             shutil.rmtree(work, ignore_errors=True)

@@ -164,7 +164,7 @@ def prepare(work: Path) -> None:
     if not (work / "checkpoint" / "model_index.json").exists():
         save_random_checkpoint(work / "checkpoint")
     if not (work / "bundle" / "manifest.json").exists():
-        settings = ExportSettings(precision="float32", profile="memory")
+        settings = ExportSettings(precision="float32", graphs="memory")
         export_checkpoint(work / "checkpoint", work / "bundle", settings, True, lambda line: print(line, flush=True))
 
 

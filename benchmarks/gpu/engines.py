@@ -12,7 +12,7 @@ import msgspec
 from freeprompt.contract.bundle import Bundle
 from freeprompt.engines.shapes import Shapes
 from freeprompt.engines.tensorrt.backend import TensorRTBackend
-from freeprompt.engines.tensorrt.bundle_build import LATENCY, MEMORY, BundleBuild, build_bundle
+from freeprompt.engines.tensorrt.bundle_build import EACH, SHARED, BundleBuild, build_bundle
 from freeprompt.runtime.inputs.arguments import size_to_latents
 from freeprompt.runtime.plan.shapes import Batch, batches_to_sizes, usual_sizes
 
@@ -25,11 +25,11 @@ class Wanted:
 
     graph: str
     rows: tuple[int, ...]
-    profile: str
+    engines: str
 
     @property
     def label(self) -> str:
-        return f"{self.graph}, rows {','.join(map(str, self.rows))}, {self.profile}"
+        return f"{self.graph}, rows {','.join(map(str, self.rows))}, {self.engines}"
 
     def shapes(self, bundle: Bundle) -> Shapes:
         size = size_to_latents(bundle.manifest.latents, None)
@@ -39,14 +39,14 @@ class Wanted:
 def wanted_engines(bundle: Bundle, rows: tuple[int, ...], more: bool) -> list[Wanted]:
     """What an edit of latents runs, the most important first, or with ``more`` everything else."""
     if more:
-        found = [Wanted("step", (number,), LATENCY) for number in rows if number > 3]
+        found = [Wanted("step", (number,), EACH) for number in rows if number > 3]
         # To compare: all shapes of an edit in one engine, which share its weights.
-        found.append(Wanted("step", (1, 2, 3), MEMORY))
-        found += [Wanted(graph, (1,), MEMORY) for graph in ("vae_encoder", "vae_decoder")]
+        found.append(Wanted("step", (1, 2, 3), SHARED))
+        found += [Wanted(graph, (1,), SHARED) for graph in ("vae_encoder", "vae_decoder")]
         return found
-    found = [Wanted("text_encoder", rows, MEMORY), Wanted("step", (2,), LATENCY), Wanted("step", (1,), LATENCY)]
-    found += [Wanted(g, (2,), LATENCY) for g in ("step_recorded", "record") if g in bundle.manifest.graphs]
-    return [*found, Wanted("step", (3,), LATENCY)]
+    found = [Wanted("text_encoder", rows, SHARED), Wanted("step", (2,), EACH), Wanted("step", (1,), EACH)]
+    found += [Wanted(g, (2,), EACH) for g in ("step_recorded", "record") if g in bundle.manifest.graphs]
+    return [*found, Wanted("step", (3,), EACH)]
 
 
 def build_engines(bundle: Bundle, rows: tuple[int, ...], once: Once, more: bool) -> None:
@@ -75,6 +75,6 @@ def _prepare(bundle: Bundle, graph: str, backend: Any) -> dict[str, Any]:
 
 
 def _build(bundle: Bundle, wanted: Wanted) -> dict[str, Any]:
-    build = BundleBuild(wanted.shapes(bundle), wanted.profile, (wanted.graph,))
+    build = BundleBuild(wanted.shapes(bundle), wanted.engines, (wanted.graph,))
     found = build_bundle(bundle, build, TensorRTBackend(), progress=lambda line: print(line, flush=True))
     return {"engines": [{"how": o.how, **msgspec.to_builtins(o.metadata)} for o in found]}

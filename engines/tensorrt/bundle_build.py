@@ -23,7 +23,7 @@ from freeprompt.engines.tensorrt.metadata import EngineMetadata
 from freeprompt.engines.tensorrt.progress import Reporter
 from freeprompt.engines.tensorrt.store import EngineStore, Found
 
-MEMORY, LATENCY = "memory", "latency"
+SHARED, EACH = "shared", "each"
 
 
 @dataclass(frozen=True)
@@ -32,22 +32,22 @@ class BundleBuild:
 
     Attributes:
         shapes: sizes and rows.
-        profile: "memory": one engine a graph, whose weights all shapes share; "latency": one for each shape, with the
+        engines: "shared": one engine a graph, whose weights all shapes share; "each": one for each shape, with the
             shapes fixed in the network, each with weights of its own.
         graphs: names; empty: every graph that there are shapes of.
         trust: also check and adopt engines that lie in the bundle and were built elsewhere.
     """
 
     shapes: Shapes
-    profile: str = MEMORY
+    engines: str = SHARED
     graphs: tuple[str, ...] = ()
     workspace_bytes: int | None = None
     optimization_level: int = 3
     trust: bool = False
 
     def __post_init__(self) -> None:
-        if self.profile not in (MEMORY, LATENCY):
-            raise UsageError(f"unknown profile {self.profile!r}; use {MEMORY} or {LATENCY}")
+        if self.engines not in (SHARED, EACH):
+            raise UsageError(f"unknown engines {self.engines!r}; use {SHARED} or {EACH}")
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def build_bundle(
 
 def _groups(build: BundleBuild, profiles: tuple[Profile, ...]) -> list[tuple[tuple[Profile, ...], bool]]:
     """Which profiles share an engine, and whether their shapes are fixed in it."""
-    if build.profile == LATENCY and all(profile.is_static for profile in profiles):
+    if build.engines == EACH and all(profile.is_static for profile in profiles):
         return [((profile,), True) for profile in profiles]
     return [(profiles, False)]
 

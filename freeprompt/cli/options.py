@@ -34,6 +34,20 @@ def add_command(
     return parser
 
 
+class _Renamed(argparse.Action):
+    """An option of an earlier version; ``const`` says what takes its place."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *rest: object) -> None:
+        raise argparse.ArgumentError(self, str(self.const))
+
+
+def add_renamed_option(parser: argparse.ArgumentParser, old: str, message: str) -> None:
+    """Let an option that has another name now be an error that says so. The parsed arguments do not have it."""
+    parser.add_argument(
+        old, nargs="?", action=_Renamed, const=message, default=argparse.SUPPRESS, help=argparse.SUPPRESS
+    )
+
+
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Which bundle, on what."""
     parser.add_argument(

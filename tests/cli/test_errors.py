@@ -55,7 +55,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["invert", "in.png", "-o", "l.txt"], ".npy"),
         (["export", "x"], "--output"),
         (["export", "x", "-o", "b", "--precision", "int8"], "int8"),
-        (["export", "x", "-o", "b", "--profile", "fast"], "fast"),
+        (["export", "x", "-o", "b", "--graphs", "fast"], "fast"),
+        (["export", "x", "-o", "b", "--profile", "memory"], "--graphs memory or --graphs latency"),
+        (["export", "x", "-o", "b", "--profile"], "--graphs memory or --graphs latency"),
+        (["build", "demo", "--engines", "latency"], "latency"),
+        (["build", "demo", "--profile", "latency"], "--engines each (was latency)"),
+        (["build", "demo", "--profile=memory"], "--engines shared (was memory)"),
+        (["build", "demo", "--backend", "cuda", "--engines", "each"], "--engines means nothing to --backend cuda"),
     ],
 )
 def test_wrong_use_is_told_before_a_bundle_is_opened(

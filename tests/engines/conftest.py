@@ -43,13 +43,13 @@ class Machine:
         backend = TensorRTBackend(cuda_graphs=cuda_graphs, trt=trt, cuda=CudaRuntime(cudart))
         return cls(cudart, trt, backend)
 
-    def build(self, bundle: Bundle, *graphs: str, rows: str = "1,2,3", profile: str = "memory") -> list[Outcome]:
+    def build(self, bundle: Bundle, *graphs: str, rows: str = "1,2,3", engines: str = "shared") -> list[Outcome]:
         shapes = shapes_of(bundle.manifest, SIZE, rows=rows)
-        return list(build_bundle(bundle, BundleBuild(shapes, profile, graphs), self.backend))
+        return list(build_bundle(bundle, BundleBuild(shapes, engines, graphs), self.backend))
 
 
 @pytest.fixture(autouse=True)
-def own_seal(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def own_signature(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """The secret of the user who runs the tests stays out of them."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
 

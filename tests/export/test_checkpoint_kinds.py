@@ -95,7 +95,7 @@ def make(folder: Path, *names: str) -> None:
 def test_the_second_kind_is_exported(folder: Path, tmp_path: Path) -> None:
     """With linear projections and other heads than the small checkpoint; every graph is compared while exporting."""
     make(folder, "Stable Diffusion 2.x, zero terminal SNR")
-    manifest = export_checkpoint(folder, tmp_path / "bundle", ExportSettings(profile="memory")).manifest
+    manifest = export_checkpoint(folder, tmp_path / "bundle", ExportSettings(graphs="memory")).manifest
     assert set(manifest.graphs) == {"text_encoder", "vae_encoder", "vae_decoder", "step"}
     assert [layer.heads for layer in manifest.layers] == [2, 4, 2, 2]
     assert (manifest.scheduler.timestep_spacing, manifest.scheduler.alphas_cumprod[-1]) == ("trailing", 0.0)
@@ -108,7 +108,7 @@ def test_what_was_not_used_and_which_spacing_was_taken_is_said(folder: Path, tmp
     make(folder, "ControlNet pipeline", "saved with Euler")
     lines: list[str] = []
     with pytest.warns(CheckpointWarning, match="ControlNet is not used: edits are made by the U-Net alone"):
-        export_checkpoint(folder, tmp_path / "bundle", ExportSettings(profile="memory"), progress=lines.append)
+        export_checkpoint(folder, tmp_path / "bundle", ExportSettings(graphs="memory"), progress=lines.append)
     notes = Bundle.open(tmp_path / "bundle").manifest.notes
     spacing = "leading, the method's; the checkpoint's EulerDiscreteScheduler has linspace"
     assert notes["timestep spacing"] == spacing and f"timestep spacing {spacing}" in lines

@@ -31,11 +31,11 @@ on if it is right and not slower."""
 # Backends that have nothing to build, and why.
 NOTHING_TO_BUILD = {
     "cpu": "runs the graphs as they were exported",
-    "cuda-graph": "runs what was built for cuda, and records its steps while it runs",
+    "cuda-graph": "runs what was built for cuda, and captures its steps while it runs",
 }
 BUILDABLE = "tensorrt, cuda or ort-tensorrt"
 # Options that only TensorRT's own builder takes, by their names in the parsed arguments.
-TENSORRT_ONLY = ("range", "profile", "workspace", "optimization_level", "trust")
+TENSORRT_ONLY = ("range", "engines", "workspace", "optimization_level", "trust")
 
 
 def register(subparsers: options.Subparsers) -> None:
@@ -93,11 +93,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="source rows recorded in one evaluation (default: as many as an edit of that size records, at most 4)",
     )
     parser.add_argument(
-        "--profile",
-        default="memory",
-        choices=("memory", "latency"),
-        help="memory: one engine a graph, for all shapes; latency: one engine for each shape, "
-        "each with weights of its own (default: memory)",
+        "--engines",
+        default="shared",
+        choices=("shared", "each"),
+        help="shared: one engine a graph, for all shapes; each: one engine for each shape, "
+        "each with weights of its own (default: shared)",
+    )
+    options.add_renamed_option(
+        parser, "--profile", "it is called --engines now: --engines shared (was memory) or --engines each (was latency)"
     )
     parser.add_argument("--graph", action="append", metavar="NAME", help="only this graph; may be repeated")
     parser.add_argument(
@@ -138,7 +141,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     build = BundleBuild(
         shapes,
-        arguments.profile,
+        arguments.engines,
         tuple(arguments.graph or ()),
         arguments.workspace,
         arguments.optimization_level,

@@ -51,12 +51,13 @@ def register(subparsers: options.Subparsers) -> None:
     )
     parser.add_argument("--opset", type=int, default=18, metavar="N", help="ONNX operator set (default: 18)")
     parser.add_argument(
-        "--profile",
+        "--graphs",
         default="latency",
         choices=("memory", "latency"),
         help="latency: also the graphs that record and reuse a source; memory: the one step "
         "graph only (default: latency)",
     )
+    options.add_renamed_option(parser, "--profile", "it is called --graphs now: --graphs memory or --graphs latency")
     parser.add_argument(
         "--overwrite",
         action="store_true",
@@ -85,7 +86,7 @@ def run(arguments: argparse.Namespace) -> None:
     settings = ExportSettings(
         arguments.precision,
         arguments.opset,
-        arguments.profile,
+        arguments.graphs,
         tuple(arguments.float32),
         arguments.spacing,
         arguments.variant,

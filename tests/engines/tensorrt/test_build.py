@@ -382,4 +382,4 @@ def test_settings_that_cannot_be() -> None:
     with pytest.raises(UsageError):
         BuilderSettings("float32", optimization_level=6)
     with pytest.raises(UsageError):
-        BundleBuild(Shapes({}), profile="speed")
+        BundleBuild(Shapes({}), engines="speed")

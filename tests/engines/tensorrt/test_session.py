@@ -260,11 +260,11 @@ def test_upload_copies(bundle: Bundle) -> None:
     np.testing.assert_array_equal(array.numpy(), [0, 1, 2, 3])
 
 
-@pytest.mark.parametrize("profile", ["memory", "latency"])
-def test_engines_for_one_shape_or_for_all(bundle: Bundle, profile: str) -> None:
+@pytest.mark.parametrize("engines", ["shared", "each"])
+def test_engines_for_one_shape_or_for_all(bundle: Bundle, engines: str) -> None:
     machine = Machine.create()
-    session = opened(machine, bundle, profile=profile)
-    assert len(list((bundle.engines / "tensorrt").glob("*.engine"))) == {"memory": 1, "latency": 3}[profile]
+    session = opened(machine, bundle, engines=engines)
+    assert len(list((bundle.engines / "tensorrt").glob("*.engine"))) == {"shared": 1, "each": 3}[engines]
     for rows in (2, 1, 3):
         inputs = step_inputs(bundle, rows=rows)
         assert_equal(session.run(inputs)["next_latents"].numpy(), on_cpu(bundle, "step", inputs)["next_latents"])
