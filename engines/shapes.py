@@ -8,19 +8,12 @@ mix at all (the record graph, the autoencoder) they may be fewer as well, and th
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from freeprompt.contract.errors import BackendError, UsageError
-from freeprompt.contract.graphs import PADDED, RECORD, STEP_RECORDED, STEP_RECORDING, TEXT_ENCODER, padded_dimensions
-from freeprompt.contract.manifest import GraphSpec, Manifest, TensorSpec
-from freeprompt.contract.record_size import record_rows
-
-# An edit has its rows' prompts, the empty one and a negative one: never more texts than rows and two.
-EXTRA_TEXTS = 2
-# Inversion; two rows of guidance (generation, or an edit after its replaced steps); those and the source's row.
-DEFAULT_ROWS = "1,2,3"
+from freeprompt.contract.graphs import PADDED, padded_dimensions
+from freeprompt.contract.manifest import TensorSpec
 
 
 @dataclass(frozen=True)
@@ -63,67 +56,28 @@ class Profile:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """A batch of the U-Net: its rows, and the latents that they step."""
-
-    rows: int
-    latents: int
-
-    @classmethod
-    def parse(cls, text: str) -> Rows:
-        """From "3" (latents as an edit or a generation has them: half the rows) or "4:4".
-
-        Raises:
-            UsageError: not of that form, or below 1.
-        """
-        found = re.fullmatch(r"\s*(\d{1,3})(?::(\d{1,3}))?\s*", text)
-        if not found:
-            raise UsageError(f"rows must be numbers such as 1,2,3 or ROWS:LATENTS, not {text!r}")
-        rows = int(found.group(1))
-        latents = int(found.group(2) or max(1, rows // 2))
-        if not 1 <= latents <= rows:
-            raise UsageError(f"rows must be at least 1, and latents from 1 to the rows, not {text!r}")
-        return cls(rows, latents)
-
-
-@dataclass(frozen=True)
 class Shapes:
     """What to build for.
 
     Attributes:
-        sizes: (width, height) in pixels.
-        rows: batches of the step graphs.
-        record_rows: recorded rows that are given to a step at once; None: as many as the runtime records at a size.
-        ranged: one profile from the least to the greatest of everything instead of one for each combination.
+        sizes: for each graph the sizes of its inputs' named dimensions, one mapping for each set of them that is run
+            (``freeprompt.runtime.plan.shapes`` finds them); the first are the usual ones.
+        ranged: one profile from the least to the greatest of everything instead of one for each set.
     """
 
-    sizes: tuple[tuple[int, int], ...]
-    rows: tuple[Rows, ...]
-    record_rows: int | None = None
+    sizes: Mapping[str, Sequence[Mapping[str, int]]]
     ranged: bool = False
 
-    def profiles(self, manifest: Manifest, graph: str) -> tuple[Profile, ...]:
-        """The profiles of one graph, without repetition.
+    def profiles(self, graph: str) -> tuple[Profile, ...]:
+        """The profiles of one graph.
 
         Raises:
-            UsageError: nothing to build for, or a size that the model cannot take.
-            BackendError: the graph has a dimension that is not known here.
+            UsageError: there are no sizes for it.
         """
-        if not self.sizes or not self.rows or (self.record_rows is not None and self.record_rows < 1):
-            raise UsageError("give at least one size, one number of rows and one recorded row")
-        spec = manifest.graph(graph)
-        texts = max(r.rows for r in self.rows) + EXTRA_TEXTS
-        found: list[dict[str, int]] = []
-        for size in self.sizes:
-            latents = manifest.latents
-            recorded = self.record_rows or record_rows(manifest, size[1] // latents.scale, size[0] // latents.scale)
-            for rows in self._batches(graph, recorded):
-                dims = _dims(manifest, size, rows, recorded)
-                if graph == TEXT_ENCODER:
-                    dims["texts"] = texts
-                chosen = {name: _known(dims, name, graph) for name in _names(spec)}
-                if chosen not in found:
-                    found.append(chosen)
+        found = self.sizes.get(graph, ())
+        if not found:
+            known = ", ".join(self.sizes) or "none"
+            raise UsageError(f"nothing that is built for runs graph {graph!r}; there are shapes of: {known}")
         slack = padded_dimensions(graph)
         if not self.ranged:
             return tuple(Profile({n: (s, s, s) for n, s in dims.items()}, slack) for dims in found)
@@ -132,17 +86,6 @@ class Shapes:
             values = [dims[name] for dims in found]
             merged[name] = (min(values), values[0], max(values))
         return (Profile(merged, slack),)
-
-    def _batches(self, graph: str, recorded: int) -> tuple[Rows, ...]:
-        """Batches that the runtime gives to a graph (``freeprompt.runtime.plan.planner``)."""
-        if graph == RECORD:
-            return (Rows(recorded, recorded),)
-        if graph == STEP_RECORDING:
-            return (Rows(1, 1),)
-        if graph == STEP_RECORDED:
-            # The source's row is recorded: two rows a target are left.
-            return tuple(r for r in self.rows if r.rows % 2 == 0) or self.rows
-        return self.rows
 
 
 def choose_profile(profiles: tuple[Profile, ...], sizes: Mapping[str, int]) -> tuple[int, dict[str, int]] | None:
@@ -162,39 +105,3 @@ def check_slack(graph: str, specs: tuple[TensorSpec, ...], profiles: tuple[Profi
     for spec in specs:
         if slack.intersection(spec.shape[1:]):
             raise BackendError(f"graph {graph}: {spec} cannot be padded along {', '.join(sorted(slack))}")
-
-
-def _dims(manifest: Manifest, size: tuple[int, int], rows: Rows, record_rows: int) -> dict[str, int]:
-    latents = manifest.latents
-    width, height = size
-    block = latents.scale * latents.multiple
-    if min(size) < 1 or width % block or height % block:
-        raise UsageError(f"size {width}x{height} is not a multiple of {block} pixels, as the model needs")
-    high, wide = height // latents.scale, width // latents.scale
-    dims = {
-        "rows": rows.rows,
-        "latents": rows.latents,
-        "pinned": rows.latents,
-        "texts": rows.rows + EXTRA_TEXTS,
-        "record_rows": record_rows,
-        "height": high,
-        "width": wide,
-        "images": 1,
-        "image_height": height,
-        "image_width": width,
-    }
-    for layer in manifest.layers:
-        dims[f"tokens_{layer.level}"] = high * wide // 4**layer.level
-    return dims
-
-
-def _names(spec: GraphSpec) -> list[str]:
-    """Named dimensions of the inputs, in order of appearance."""
-    names = [dim for tensor in spec.inputs for dim in tensor.shape if isinstance(dim, str)]
-    return list(dict.fromkeys(names))
-
-
-def _known(dims: Mapping[str, int], name: str, graph: str) -> int:
-    if name not in dims:
-        raise BackendError(f"graph {graph} has a dimension {name!r} that this freeprompt does not know")
-    return dims[name]

@@ -25,8 +25,8 @@ from freeprompt.contract.bundle import Bundle
 from freeprompt.contract.errors import BackendError, BundleError, OutputError
 from freeprompt.contract.files import atomic_path
 from freeprompt.contract.manifest import GraphSpec
-from freeprompt.contract.parity import THRESHOLDS, compare
 from freeprompt.contract.session import NumpyArray, Session
+from freeprompt.engines.comparison import THRESHOLDS, compare
 
 # Names the folder of what has been shown before; for tests, and for machines whose home is not to be written to.
 CACHE_VARIABLE = "FREEPROMPT_CACHE"

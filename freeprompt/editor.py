@@ -2,43 +2,33 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
-from freeprompt.contract.bundle import Bundle
-from freeprompt.contract.defaults import FIT, GUIDANCE, REAL_FRACTION, STEPS, SYNTHETIC_FRACTION
+from freeprompt.contract.defaults import FIT, GUIDANCE, STEPS, SYNTHETIC_FRACTION
 from freeprompt.contract.errors import UsageError
-from freeprompt.contract.manifest import Manifest
-from freeprompt.contract.session import Array, Backend, NumpyArray
-from freeprompt.engines.select import create_backend
+from freeprompt.contract.session import NumpyArray
+from freeprompt.model import DEMO, Model, demo_bundle
 from freeprompt.runtime import stages
 from freeprompt.runtime.inputs import arguments
-from freeprompt.runtime.inputs.arguments import Choices, Size, check_size, choices_to_settings, to_targets, warn_of_crop
-from freeprompt.runtime.inputs.image import ImageSource, fit_image, image_to_tensor, open_image, tensor_to_images
-from freeprompt.runtime.pipeline import Observer, Pipeline
+from freeprompt.runtime.inputs.arguments import Choices, Size, check_size, choices_to_settings, to_targets
+from freeprompt.runtime.inputs.image import ImageSource, read_image
+from freeprompt.runtime.plan import records
 from freeprompt.runtime.plan.limits import Deadline, Limits
 from freeprompt.runtime.plan.plan import Plan
 from freeprompt.runtime.plan.planner import check_targets
 from freeprompt.runtime.plan.settings import LayerChoice
-from freeprompt.runtime.progress import Callback, Progress, callback_to_observer
-from freeprompt.runtime.sessions import Graphs
-from freeprompt.runtime.source import recording
+from freeprompt.runtime.progress import Callback, Progress
 from freeprompt.runtime.source.inversion import Inversion
-from freeprompt.runtime.source.inversion_check import check_inversion
-from freeprompt.runtime.turns import Turns
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-DEMO = "demo"
 
-
-class Editor:
+class Editor(Model):
     """Edits images with one bundle on one backend.
 
     Any thread may call it: calls wait for each other. For calls that run beside each other give each thread an editor
@@ -47,50 +37,7 @@ class Editor:
     A ``callback`` is called after each step, in the thread of the call. What it raises passes through, so raising
     ``freeprompt.contract.errors.Cancelled`` cancels; the editor and every inversion stay usable. It may decode
     (``preview``) and plan, but not start another call of this editor: UsageError.
-
-    Args:
-        bundle: an open bundle.
-        backend: where its graphs run.
-        limits: what a call may ask for and use; a call that needs more memory or time than there is raises LimitError.
     """
-
-    def __init__(self, bundle: Bundle, backend: Backend, limits: Limits | None = None) -> None:
-        self.bundle = bundle
-        self.pipeline = Pipeline(Graphs(bundle, backend))
-        self.limits = limits or Limits()
-        self._turns = Turns()
-
-    @classmethod
-    def load(
-        cls,
-        bundle: str | Path = DEMO,
-        backend: str | Backend = "auto",
-        *,
-        threads: int | None = None,
-        verify: bool = True,
-        limits: Limits | None = None,
-    ) -> Editor:
-        """Open a bundle.
-
-        Args:
-            bundle: its folder, or "demo" for the one that freeprompt brings.
-            backend: "auto", "cpu", "cuda", ... (``freeprompt.engines.select.BACKENDS``) or a ``Backend`` object.
-            threads: CPU threads within an operator; None: every core.
-            verify: compare the SHA-256 of every file.
-            limits: see ``freeprompt.runtime.plan.limits.Limits``.
-
-        Raises:
-            BundleError: missing or damaged.
-            BackendError: not installed.
-            UsageError: unknown backend.
-        """
-        opened = Bundle.open(demo_bundle() if str(bundle) == DEMO else bundle, verify)
-        made = create_backend(backend, threads, opened) if isinstance(backend, str) else backend
-        return cls(opened, made, limits)
-
-    @property
-    def manifest(self) -> Manifest:
-        return self.bundle.manifest
 
     def invert(
         self,
@@ -99,7 +46,7 @@ class Editor:
         *,
         size: Size = None,
         fit: str = FIT,
-        record: str = recording.AUTO,
+        record: str = records.AUTO,
         callback: Callback | None = None,
     ) -> Inversion:
         """Invert an image with DDIM and the empty prompt.
@@ -119,12 +66,9 @@ class Editor:
         """
         latent_size = arguments.size_to_latents(self.manifest.latents, size)
         # Before the image is read: a wrong argument is told first.
-        self.pipeline.plan_inversion(self.pipeline.schedule(steps), record, *latent_size, self.limits)
+        self.pipeline.planner(steps, latent_size, self.limits).inversion(record)
         width, height = check_size(self.manifest.latents, size)
-        opened = open_image(image)
-        if fit == "crop":
-            warn_of_crop(opened.width, opened.height, (width, height))
-        pixels = image_to_tensor(fit_image(opened, width, height, fit))
+        pixels = read_image(image, width, height, fit)
         with self._call(callback) as observer:
             deadline = Deadline(self.limits.seconds)
             latents = stages.image_to_latents(self.pipeline.graphs, pixels)
@@ -139,7 +83,7 @@ class Editor:
         replace_fraction: float | None = None,
         negative_prompt: str = "",
         replace_layers: LayerChoice = None,
-        record: str = recording.AUTO,
+        record: str = records.AUTO,
         callback: Callback | None = None,
     ) -> list[Image.Image]:
         """Edit an inverted (or generated) image: one image for each prompt.
@@ -175,23 +119,37 @@ class Editor:
         inversion: Inversion,
         prompts: str | Sequence[str],
         *,
-        record: str = recording.AUTO,
+        record: str = records.AUTO,
         callback: Callback | None = None,
         **choices: Unpack[Choices],
     ) -> NumpyArray:
         """As ``edit``, before decoding: [prompts, C, h, w] float32."""
         if not isinstance(inversion, Inversion):
             raise UsageError(f"expected an Inversion, got {type(inversion).__name__}: call invert first")
-        settings = choices_to_settings(self.manifest, _fraction(inversion.prompt), **choices)
+        settings = choices_to_settings(self.manifest, arguments.default_fraction(inversion.prompt), **choices)
         with self._call(callback) as observer:
             return self.pipeline.edit(inversion, to_targets(prompts), settings, record, self.limits, observer)
+
+    def record_mode(self, record: str = records.AUTO, further_edits: bool = True, **choices: Unpack[Choices]) -> str:
+        """The mode that an edit's ``record`` stands for with this bundle: "auto" resolved.
+
+        Args:
+            further_edits: whether the source is edited again, or its record kept or there already; if not, "auto" is
+                "none". ``edit`` cannot know and takes it that it is.
+            choices: the keywords of ``edit``.
+
+        Raises:
+            UsageError: unknown mode, or one that the bundle or the chosen layers do not allow.
+        """
+        settings = choices_to_settings(self.manifest, arguments.default_fraction(""), **choices)
+        return records.choose_mode(record, self.manifest, settings, further_edits)
 
     def plan(
         self,
         prompts: str | Sequence[str],
         *,
         steps: int = STEPS,
-        record: str = recording.NONE,
+        record: str = records.NONE,
         size: Size = None,
         inversion: Inversion | None = None,
         **choices: Unpack[Choices],
@@ -202,26 +160,14 @@ class Editor:
             inversion: of an image inverted before; then only the edit is planned, with what is recorded already.
             choices: the keywords of ``edit``.
         """
-        latents, limits = arguments.size_to_latents(self.manifest.latents, size), self.limits
-        plans: tuple[Plan, ...] = ()
-        source_prompt = ""
-        if inversion is not None:
-            steps, latents, source_prompt = inversion.steps, inversion.size, inversion.prompt
-        settings = choices_to_settings(self.manifest, _fraction(source_prompt), **choices)
-        schedule = self.pipeline.schedule(steps)
-        mode = recording.choose_mode(record, self.manifest, settings)
-        if inversion is not None:
-            check_inversion(inversion, self.manifest, schedule)
-            held = tuple(inversion.records[mode].passes) if mode in inversion.records else ()
-            limits = self.pipeline.budget.limits_for(inversion, mode, limits)
-        else:
-            plans = (self.pipeline.plan_inversion(schedule, mode, *latents, limits),)
-            held = recording.passes_of(plans[0])
-        targets = to_targets(prompts)
-        edits = self.pipeline.plan_edits(schedule, source_prompt, targets, settings, latents, mode, limits, held)
+        latents = arguments.size_to_latents(self.manifest.latents, size)
+        settings = choices_to_settings(
+            self.manifest, arguments.default_fraction(inversion.prompt if inversion else ""), **choices
+        )
+        plans = self.pipeline.plan(inversion or (steps, latents), to_targets(prompts), settings, record, self.limits)
         with self._turns.graphs():
-            self.pipeline.check_prompts(edits)
-        return (*plans, *edits)
+            self.pipeline.check_prompts(plans)
+        return plans
 
     def synthesize(
         self,
@@ -291,39 +237,5 @@ class Editor:
         with self._call(callback) as observer:
             return self.pipeline.generate(prompt, self.noise(seed, size), steps, settings, observer, self.limits)
 
-    def noise(self, seed: int = 0, size: Size = None) -> NumpyArray:
-        """Starting noise [1, C, h, w] float32 from NumPy's PCG64 generator; not PyTorch's noise of that seed.
 
-        Raises:
-            UsageError: seed is negative or not a whole number, or the size does not suit the model.
-        """
-        generator, spec = np.random.default_rng(arguments.check_seed(seed)), self.manifest.latents
-        return generator.standard_normal((1, spec.channels, *arguments.size_to_latents(spec, size))).astype(np.float32)
-
-    def decode(self, latents: NumpyArray | Array) -> list[Image.Image]:
-        """Latents [B, C, h, w] float32 to images, one at a time to bound memory."""
-        values = latents if isinstance(latents, np.ndarray) else latents.numpy()
-        images = []
-        for one in values:
-            with self._turns.graphs():
-                image = stages.latents_to_image(self.pipeline.graphs, np.ascontiguousarray(one[None])).numpy()
-            images += tensor_to_images(image)
-        return images
-
-    @contextlib.contextmanager
-    def _call(self, callback: Callback | None) -> Iterator[Observer]:
-        with self._turns.call():
-            yield callback_to_observer(callback, self.decode, self._turns.pause)
-
-
-def demo_bundle() -> Path:
-    """Folder of the bundle that freeprompt brings."""
-    return Path(__file__).parent / DEMO
-
-
-def _fraction(source_prompt: str) -> float:
-    """The default share of replaced steps: a source with a prompt was generated."""
-    return SYNTHETIC_FRACTION if source_prompt else REAL_FRACTION
-
-
-__all__ = ["Callback", "Editor", "Inversion", "Limits", "Progress", "check_size"]
+__all__ = ["DEMO", "Callback", "Editor", "Inversion", "Limits", "Progress", "check_size", "demo_bundle"]

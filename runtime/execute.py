@@ -18,7 +18,7 @@ RecordedRows = Mapping[str, Array]
 
 
 class Records(Protocol):
-    """Recorded rows by pass: a list, or ``runtime.recording.Reader``."""
+    """Recorded rows by pass: a list, or ``runtime.source.recording.Reader``."""
 
     def __getitem__(self, number: int, /) -> RecordedRows: ...
 

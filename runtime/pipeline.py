@@ -7,25 +7,16 @@ from dataclasses import replace
 
 import numpy as np
 
-from freeprompt.contract.errors import InversionError, UsageError
+from freeprompt.contract.errors import InversionError
 from freeprompt.contract.manifest import Manifest
-from freeprompt.contract.record_size import record_row_bytes, record_rows
 from freeprompt.contract.session import Array, NumpyArray
 from freeprompt.runtime import stages
 from freeprompt.runtime.execute import Records, StepResult, run_steps
 from freeprompt.runtime.inputs.prompt import PromptReader
-from freeprompt.runtime.plan import memory
+from freeprompt.runtime.plan import memory, records
+from freeprompt.runtime.plan.edits import Planner
 from freeprompt.runtime.plan.limits import Deadline, Limits
 from freeprompt.runtime.plan.plan import Plan, RecordPass
-from freeprompt.runtime.plan.planner import (
-    check_targets,
-    plan_edit,
-    plan_generation,
-    plan_inversion,
-    plan_synthesis,
-    replaced_levels,
-    rows_per_target,
-)
 from freeprompt.runtime.plan.schedule import Schedule
 from freeprompt.runtime.plan.settings import EditSettings
 from freeprompt.runtime.sessions import Graphs
@@ -67,11 +58,19 @@ class Pipeline:
         """Raises UsageError if there is no such schedule."""
         return Schedule.create(self.manifest.scheduler, steps)
 
+    def planner(self, steps: int, size: tuple[int, int], limits: Limits) -> Planner:
+        """For latents of ``size`` (height, width). Raises UsageError if there is no schedule of so many steps."""
+        return Planner(self.manifest, self.schedule(steps), size, limits, self._on_host)
+
+    @property
+    def _on_host(self) -> bool:
+        return self.graphs.backend.device == "cpu"
+
     def invert(
         self,
         latents: Array,
         steps: int,
-        mode: str = recording.NONE,
+        mode: str = records.NONE,
         limits: Limits | None = None,
         observer: Observer = ignore,
         deadline: Deadline | None = None,
@@ -79,97 +78,59 @@ class Pipeline:
         """Invert clean latents [1, C, h, w] with the empty prompt; mode "inversion" records on the way."""
         limits = limits or Limits()
         deadline = deadline or Deadline(limits.seconds)
-        schedule = self.schedule(steps)
-        height, width = latents.shape[2:]
-        plan = self.plan_inversion(schedule, mode, height, width, limits)
-        levels, record, passes = [latents], recording.Record(), recording.passes_of(plan)
-        self._check_memory((plan,), (height, width), limits)
-        made_bytes = len(passes) * record_row_bytes(self.manifest, height, width)
+        height, width = latents.shape[-2:]
+        planner = self.planner(steps, (height, width), self.budget.limits_for(None, mode, limits))
+        plan, schedule = planner.inversion(mode), planner.schedule
+        self._check_memory((plan,), planner.size, limits)
+        made_bytes = plan.record_bytes * len(records.passes_of(plan))
         self.budget.make_room(None, made_bytes, limits.total_record_bytes)
-        resident = self._resident(passes, (height, width), limits)
+        levels, record = [latents], recording.Record()
         for result in self._run(plan, schedule, latents, observer, deadline):
             levels.append(result.after)
             if result.recorded:
                 step = result.step
                 record.append(RecordPass((step.next_level,), (step.timestep,)), result.recorded)
-                record.place(self.graphs.backend, resident, len(record.rows) - 1)
+                record.place(self.graphs.backend, plan.resident, len(record.rows) - 1)
         bundle, backend = self.graphs.bundle, self.graphs.backend
         inversion = Inversion.from_levels(schedule.steps, "", bundle.sha256, tuple(levels), backend)
-        inversion.records[recording.FROM_INVERSION] = record
+        inversion.records[records.FROM_INVERSION] = record
         self.budget.use(inversion)
         return inversion
 
-    def plan_inversion(self, schedule: Schedule, mode: str, height: int, width: int, limits: Limits) -> Plan:
-        """The plan of ``invert``."""
-        if mode not in recording.MODES:
-            raise UsageError(f"unknown record mode {mode!r}; known are {', '.join(recording.MODES)}")
-        limits.check(self.manifest.latents, schedule.steps, (height, width))
-        count = 0
-        if mode == recording.FROM_INVERSION:
-            size = record_row_bytes(self.manifest, height, width)
-            if not size:
-                raise UsageError("record='inversion' is not possible: the bundle records no layer")
-            room = self.budget.room(None, mode, limits.total_record_bytes)
-            count = min(schedule.steps, min(limits.record_bytes, room) // size)
-        return plan_inversion(self.manifest, schedule, recording=count)
-
-    def plan_edits(
+    def plan(
         self,
-        schedule: Schedule,
-        source_prompt: str,
+        source: Inversion | tuple[int, tuple[int, int]],
         targets: tuple[str, ...],
         settings: EditSettings,
-        size: tuple[int, int],
-        mode: str = recording.AUTO,
-        limits: Limits | None = None,
-        held: Sequence[RecordPass] = (),
+        mode: str,
+        limits: Limits,
     ) -> tuple[Plan, ...]:
-        """A plan for each chunk of targets; passes that the first makes are there for the others.
+        """What ``edit`` would compute, and before that ``invert`` where there is no inversion yet.
+
+        Args:
+            source: an inversion; or the steps, and the (height, width) of the latents, of one that is to be made.
 
         Raises:
-            UsageError: see ``recording.choose_mode``.
+            InversionError, UsageError: see ``edit``.
         """
-        limits = limits or Limits()
-        check_targets(targets)
-        texts = (source_prompt, settings.negative_prompt)
-        limits.check(self.manifest.latents, schedule.steps, size, targets, texts)
-        mode = recording.choose_mode(mode, self.manifest, settings)
-        bytes_each = record_row_bytes(self.manifest, *size)
-        levels = replaced_levels(schedule, settings)
-        passes: tuple[RecordPass, ...] = ()
-        if mode == recording.EXACT:
-            capacity, batch = limits.record_bytes // bytes_each, record_rows(self.manifest, *size)
-            passes = recording.choose_passes(held, levels, schedule, capacity, batch)
-        elif mode == recording.FROM_INVERSION:
-            missing = set(levels) - {level for record in held for level in record.levels}
-            if missing:
-                raise UsageError(
-                    f"this inversion recorded nothing for {len(missing)} of the steps: "
-                    "invert with record='inversion', or lower replace_fraction, or raise record_bytes or "
-                    "total_record_bytes"
-                )
-            passes = tuple(held)
-        source = 0 if mode != recording.NONE and {*levels} <= {n for p in passes for n in p.levels} else 1
-        chunk = max(1, (limits.rows - source) // rows_per_target(settings))
-        plans, made = [], len(held) if passes else 0
-        for start in range(0, max(1, len(targets)), chunk):
-            plan = plan_edit(
-                self.manifest, schedule, source_prompt, targets[start : start + chunk], settings, passes, made
-            )
-            resident = self._resident(passes, size, limits)
-            if passes:
-                approximate = mode == recording.FROM_INVERSION and len(levels) > 0
-                plan = replace(plan, record_bytes=bytes_each, resident=resident, approximate=approximate)
-            plans.append(plan)
-            made = len(passes)
-        return tuple(plans)
+        mode = records.choose_mode(mode, self.manifest, settings)
+        if not isinstance(source, Inversion):
+            planner = self.planner(*source, self.budget.limits_for(None, mode, limits))
+            inversion = planner.inversion(mode)
+            planner = replace(planner, limits=limits)
+            return (inversion, *planner.edits("", targets, settings, mode, records.passes_of(inversion)))
+        limits = self.budget.limits_for(source, mode, limits)
+        planner = self.planner(source.steps, source.size, limits)
+        check_inversion(source, self.manifest, planner.schedule)
+        held = source.records[mode].passes if mode in source.records else ()
+        return planner.edits(source.prompt, targets, settings, mode, tuple(held))
 
     def edit(
         self,
         inversion: Inversion,
         targets: tuple[str, ...],
         settings: EditSettings,
-        mode: str = recording.AUTO,
+        mode: str = records.AUTO,
         limits: Limits | None = None,
         observer: Observer = ignore,
         deadline: Deadline | None = None,
@@ -188,9 +149,10 @@ class Pipeline:
             )
         limits = limits or Limits()
         deadline = deadline or Deadline(limits.seconds)
-        schedule = self.schedule(inversion.steps)
+        planner = self.planner(inversion.steps, inversion.size, limits)
+        schedule = planner.schedule
         check_inversion(inversion, self.manifest, schedule)
-        mode = recording.choose_mode(mode, self.manifest, settings)
+        mode = records.choose_mode(mode, self.manifest, settings)
         backend = self.graphs.backend
         with inversion.lock:
             levels = inversion.levels_on(backend)
@@ -198,9 +160,8 @@ class Pipeline:
             record = inversion.records.get(mode) or recording.Record()
             if record.nbytes > limits.record_bytes:
                 record = inversion.records[mode] = recording.Record()  # made under a larger budget
-            plans = self.plan_edits(
-                schedule, inversion.prompt, targets, settings, inversion.size, mode, limits, tuple(record.passes)
-            )
+            planner = replace(planner, limits=limits)
+            plans = planner.edits(inversion.prompt, targets, settings, mode, tuple(record.passes))
             self.check_prompts(plans)
             self._check_memory(plans, inversion.size, limits)
             self.budget.use(inversion)
@@ -232,11 +193,9 @@ class Pipeline:
         """Generate from noise [1, C, h, w] and keep every level's latents."""
         limits = limits or Limits()
         deadline = deadline or Deadline(limits.seconds)
-        schedule = self.schedule(steps)
-        size = noise.shape[-2:]
-        limits.check(self.manifest.latents, schedule.steps, size, (), (prompt, settings.negative_prompt))
-        plan = plan_generation(self.manifest, schedule, prompt, settings)
-        self._check_memory((plan,), size, limits)
+        planner = self.planner(steps, noise.shape[-2:], limits)
+        plan, schedule = planner.generation(prompt, settings), planner.schedule
+        self._check_memory((plan,), planner.size, limits)
         start = self.graphs.backend.upload(noise)
         levels = [start]
         levels.extend(result.after for result in self._run(plan, schedule, start, observer, deadline))
@@ -260,19 +219,16 @@ class Pipeline:
         """
         limits = limits or Limits()
         deadline = Deadline(limits.seconds)
-        schedule = self.schedule(steps)
-        check_targets((source, *targets))
-        size, texts = noise.shape[-2:], (source, settings.negative_prompt)
-        limits.check(self.manifest.latents, schedule.steps, size, targets, texts)
-        plan = plan_synthesis(self.manifest, schedule, source, targets, settings)
+        planner = self.planner(steps, noise.shape[-2:], limits)
+        plan = planner.synthesis(source, targets, settings)
         self.check_prompts((plan,))
-        if max(len(step.rows) for step in plan.steps) > limits.rows:
+        if not planner.fits(plan):
             generated = self.generate(source, noise, steps, settings, observer, limits, deadline)
             edited = self.edit(generated, targets, settings, limits=limits, observer=observer, deadline=deadline)
             return np.concatenate([generated.trajectory[0], edited])
-        self._check_memory((plan,), size, limits)
+        self._check_memory((plan,), planner.size, limits)
         start = self.graphs.backend.upload(np.repeat(noise, 1 + len(targets), axis=0))
-        return _last(self._run(plan, schedule, start, observer, deadline), start)
+        return _last(self._run(plan, planner.schedule, start, observer, deadline), start)
 
     def check_prompts(self, plans: Iterable[Plan]) -> None:
         """Read the prompts of plans, before the work that a wrong one would waste.
@@ -291,13 +247,8 @@ class Pipeline:
         return self._embeddings[texts]
 
     def _check_memory(self, plans: Sequence[Plan], size: tuple[int, int], limits: Limits) -> None:
-        needed = memory.estimate(self.manifest, plans, size, self.graphs.backend.device == "cpu")
+        needed = memory.estimate(self.manifest, plans, size, self._on_host)
         memory.check_memory(needed, limits.memory_bytes)
-
-    def _resident(self, passes: Sequence[RecordPass], size: tuple[int, int], limits: Limits) -> int:
-        """How many of the passes stay in the device's memory."""
-        budget = None if self.graphs.backend.device == "cpu" else limits.device_record_bytes
-        return recording.resident_passes(passes, record_row_bytes(self.manifest, *size), budget)
 
     def _run(
         self,
@@ -307,11 +258,11 @@ class Pipeline:
         observer: Observer,
         deadline: Deadline,
         trajectory: Sequence[Array] = (),
-        records: Records = (),
+        rows: Records = (),
     ) -> Iterator[StepResult]:
         deadline.check()
         embeddings = self.embed(plan.texts)
-        results = run_steps(self.graphs, plan, latents, embeddings, trajectory, records)
+        results = run_steps(self.graphs, plan, latents, embeddings, trajectory, rows)
         for number, result in enumerate(results, 1):
             observer(plan, number, result, schedule)
             yield result

@@ -1,5 +1,7 @@
 """Nothing is sent and nothing is left: what a command does besides writing its outputs, seen from outside.
 
+What freeprompt remembers on purpose, which runtimes have shown to compute right, has a folder of its own here.
+
 Commands run in a process of their own with an empty home and an empty temporary folder, and without the variables by
 which libraries recognise continuous integration, where some of them are silent of their own accord.
 """
@@ -71,6 +73,7 @@ class Place:
             "HOME": str(self.path / "home"),
             "USERPROFILE": str(self.path / "home"),
             "TMPDIR": str(self.path / "temporary"),
+            "FREEPROMPT_CACHE": str(self.cache),
             "OMP_NUM_THREADS": "1",
             # Python's own cache of compiled modules lies beside the sources.
             "PYTHONDONTWRITEBYTECODE": "1",
@@ -80,6 +83,11 @@ class Place:
             words, capture_output=True, text=True, check=False, cwd=self.output, env=environment, timeout=300
         )
         assert done.returncode == 0, done.stderr
+
+    @property
+    def cache(self) -> Path:
+        """Where it is remembered which runtimes compute right (``freeprompt.engines.verify``)."""
+        return self.path / "cache"
 
     def left(self) -> list[str]:
         """Everything in the home and among the temporary files."""
@@ -112,7 +120,7 @@ def test_a_command_opens_no_connection_and_leaves_its_outputs_only(
     assert [event for event, _ in events if event.startswith("socket.")] == []
     assert bool(events) == bool(outputs), "an audit that sees nothing proves nothing"
     # matplotlib has a temporary folder, which is gone by the end.
-    allowed = (place.output, place.path / "temporary") if "--plot" in arguments else (place.output,)
+    allowed = (place.output, place.cache, *([place.path / "temporary"] if "--plot" in arguments else []))
     paths = [Path(place.output, path) for _, (path, *_) in events]
     assert [path for path in paths if not _may_be_written(path, *allowed)] == []
 
@@ -132,8 +140,10 @@ def test_an_edit_makes_no_call_of_the_network_and_writes_its_output_only(place: 
     assert [call for call in calls_made if NETWORK.match(call)] == []
     written = [path for call in calls_made for path in _written(call, place)]
     assert place.output / "edited.png" in written, "a trace that sees nothing proves nothing"
-    assert [path for path in written if not _may_be_written(path, place.output)] == []
+    assert [path for path in written if not _may_be_written(path, place.output, place.cache)] == []
     assert place.left() == []
+    kept = {path.relative_to(place.cache).parts[0] for path in place.cache.rglob("*") if path.is_file()}
+    assert kept == {"verified"}, "what runtimes have shown to compute right, and nothing else"
 
 
 def _may_be_written(path: Path, *folders: Path) -> bool:

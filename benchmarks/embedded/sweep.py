@@ -17,7 +17,7 @@ from benchmarks.embedded.scoring.editing import Method
 from benchmarks.embedded.scoring.observe import EDITS, Part, Sections, table
 from benchmarks.embedded.scoring.pool import Model, observe_all
 from freeprompt import Editor
-from freeprompt.runtime.source.recording import AUTO, FROM_INVERSION
+from freeprompt.runtime.plan.records import AUTO, FROM_INVERSION
 
 GUIDANCE = 3.0
 STEPS = (5, 10, 15, 25, 50)

@@ -10,9 +10,11 @@ from typing import Any
 import msgspec
 
 from freeprompt.contract.bundle import Bundle
-from freeprompt.engines.shapes import DEFAULT_ROWS, Rows, Shapes
+from freeprompt.engines.shapes import Shapes
 from freeprompt.engines.tensorrt.backend import TensorRTBackend
 from freeprompt.engines.tensorrt.bundle_build import EACH, SHARED, BundleBuild, build_bundle
+from freeprompt.runtime.inputs.arguments import size_to_latents
+from freeprompt.runtime.plan.shapes import Batch, batches_to_sizes, usual_sizes
 
 Once = Callable[[str, Callable[[], Any]], Any]
 
@@ -30,8 +32,8 @@ class Wanted:
         return f"{self.graph}, rows {','.join(map(str, self.rows))}, {self.engines}"
 
     def shapes(self, bundle: Bundle) -> Shapes:
-        latents = bundle.manifest.latents
-        return Shapes(((latents.width, latents.height),), tuple(Rows.parse(str(r)) for r in self.rows))
+        size = size_to_latents(bundle.manifest.latents, None)
+        return Shapes(batches_to_sizes(bundle.manifest, [Batch.parse(str(r)) for r in self.rows], size))
 
 
 def wanted_engines(bundle: Bundle, rows: tuple[int, ...], more: bool) -> list[Wanted]:
@@ -66,9 +68,7 @@ def _prepare(bundle: Bundle, graph: str, backend: Any) -> dict[str, Any]:
     from freeprompt.engines.onnxruntime.prepare import prepare_bundle
     from freeprompt.engines.onnxruntime.prepared_store import CudaStore
 
-    latents = bundle.manifest.latents
-    rows = tuple(Rows.parse(text) for text in DEFAULT_ROWS.split(","))
-    shapes = Shapes(((latents.width, latents.height),), rows)
+    shapes = Shapes(usual_sizes(bundle.manifest, [size_to_latents(bundle.manifest.latents, None)]))
     store = CudaStore(bundle, onnxruntime.__version__)
     (done,) = prepare_bundle(bundle, shapes, backend, store, (graph,), lambda line: print(line, flush=True))
     return {"how": done.how, "refused": done.refused, **msgspec.to_builtins(done.metadata)}

@@ -8,9 +8,11 @@ where it costs nothing more: waking another one for each step would take some te
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import socket
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -53,7 +55,7 @@ class InterruptWatch:
         while True:
             options.terminate = False
             watched.options = options
-            before = signal.set_wakeup_fd(watched.sender.fileno(), warn_on_full_buffer=False)
+            before = signal.set_wakeup_fd(watched.descriptor, warn_on_full_buffer=False)
             watched.forward = before
             try:
                 return function(options)
@@ -66,29 +68,38 @@ class InterruptWatch:
                 signal.set_wakeup_fd(before)
 
     def _start(self) -> None:
-        receiver, sender = socket.socketpair()
-        sender.setblocking(False)
-        watched = _Watched(sender)
-        threading.Thread(target=_wait, args=(receiver, watched), name="freeprompt-watch", daemon=True).start()
-        weakref.finalize(self, sender.close)
+        read: Callable[[int], bytes]
+        close: Callable[[], Any]
+        if sys.platform == "win32":  # signals are written to sockets only there
+            receiver, sender = socket.socketpair()
+            sender.setblocking(False)
+            read, close, descriptor = receiver.recv, sender.close, sender.fileno()
+        else:
+            end, descriptor = os.pipe()
+            os.set_blocking(descriptor, False)
+            read, close = functools.partial(os.read, end), functools.partial(os.close, descriptor)
+            # When the thread has ended, which closing the other end brings about.
+            weakref.finalize(read, os.close, end).atexit = False
+        watched = _Watched(descriptor)
+        threading.Thread(target=_wait, args=(read, watched), name="freeprompt-watch", daemon=True).start()
+        weakref.finalize(self, close)
         self._watched, self._process = watched, os.getpid()
 
 
 class _Watched:
     """What the thread looks at: options of the run that is under way, and who else is told of signals."""
 
-    def __init__(self, sender: socket.socket) -> None:
-        self.sender = sender
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
         self.options: Any = None
         self.forward = -1
 
 
-def _wait(receiver: socket.socket, watched: _Watched) -> None:
-    with receiver:
-        while numbers := receiver.recv(64):
-            options = watched.options
-            if options is not None and not _ENDING.isdisjoint(numbers):
-                options.terminate = True
-            if watched.forward != -1:
-                with suppress(OSError):
-                    os.write(watched.forward, numbers)
+def _wait(read: Callable[[int], bytes], watched: _Watched) -> None:
+    while numbers := read(64):
+        options = watched.options
+        if options is not None and not _ENDING.isdisjoint(numbers):
+            options.terminate = True
+        if watched.forward != -1:
+            with suppress(OSError):
+                os.write(watched.forward, numbers)

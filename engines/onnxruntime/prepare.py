@@ -11,13 +11,14 @@ from typing import Any, Protocol
 
 from freeprompt.contract.bundle import Bundle
 from freeprompt.contract.errors import BackendError
-from freeprompt.contract.parity import THRESHOLDS, Parity
+from freeprompt.contract.parity import Parity
 from freeprompt.contract.session import Array, Backend, Feed, Session
-from freeprompt.engines.comparison import profile_to_sizes, seeded_inputs, session_to_parity
+from freeprompt.engines.comparison import THRESHOLDS, profile_to_sizes, seeded_inputs
 from freeprompt.engines.onnxruntime.cuda_form import RewrittenGraph, check_packages, fuse_for_cuda
 from freeprompt.engines.onnxruntime.external_data import checked_snapshot
 from freeprompt.engines.onnxruntime.prepared_metadata import CudaTiming, PreparedMetadata
 from freeprompt.engines.onnxruntime.prepared_store import CudaStore
+from freeprompt.engines.reference import session_to_parity
 from freeprompt.engines.shapes import Profile, Shapes
 from freeprompt.engines.tensorrt.progress import Reporter
 
@@ -62,16 +63,16 @@ def prepare_bundle(
     disk with what was found, and is not used.
 
     Args:
-        graphs: names; empty: every graph of the bundle.
+        graphs: names; empty: every graph that there are shapes of.
         fuse: for tests.
 
     Raises:
         BackendError: a package is missing, or the graph as exported cannot be run or differs on this device.
-        UsageError: a shape that the model cannot take.
+        UsageError: there are no shapes of a graph.
         OutputError: the engines' folder cannot be written.
     """
     check_packages()
-    planned = {graph: shapes.profiles(bundle.manifest, graph) for graph in graphs or tuple(bundle.manifest.graphs)}
+    planned = {graph: shapes.profiles(graph) for graph in graphs or tuple(shapes.sizes)}
     for graph, profiles in planned.items():
         with store.lock(graph):
             yield _prepare(bundle, graph, profiles, backend, store, progress, fuse)

@@ -1,7 +1,8 @@
 """A call into a library that may never return, made so that Ctrl-C and SIGTERM are heard meanwhile.
 
 For what happens once, as loading a graph: on a thread of its own, which can be left behind where the library does not
-stop. What happens at each step is watched (``interrupts``).
+stop. What happens at each step is watched (``interrupts``). A library that keeps Python's lock meanwhile, as
+onnxruntime 1.26 and earlier do, lets nothing be heard.
 """
 
 from __future__ import annotations

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 from freeprompt.contract.bundle import Bundle
 from freeprompt.contract.errors import BackendError
-from freeprompt.contract.parity import THRESHOLDS, Parity
+from freeprompt.contract.parity import Parity
 from freeprompt.contract.session import Backend
-from freeprompt.engines.comparison import profile_to_sizes, session_to_parity
+from freeprompt.engines.comparison import THRESHOLDS, profile_to_sizes
+from freeprompt.engines.reference import session_to_parity
 from freeprompt.engines.shapes import Shapes
 from freeprompt.engines.tensorrt.progress import Reporter
 
@@ -24,19 +25,19 @@ def warm_bundle(
     """Run every graph once at every shape; the provider builds what its cache lacks, and keeps it.
 
     Args:
-        graphs: names; empty: every graph of the bundle.
+        graphs: names; empty: every graph that there are shapes of.
 
     Yields:
         how far each differs from ONNX Runtime on the CPU.
 
     Raises:
         BackendError: a graph cannot be run, or differs by more than its precision allows.
-        UsageError: a shape that the model cannot take.
+        UsageError: there are no shapes of a graph.
     """
     bound = THRESHOLDS[bundle.manifest.precision]
-    for graph in graphs or tuple(bundle.manifest.graphs):
+    for graph in graphs or tuple(shapes.sizes):
         session = backend.open(bundle, graph)
-        for profile in shapes.profiles(bundle.manifest, graph):
+        for profile in shapes.profiles(graph):
             progress(f"running {graph} at {profile}")
             parity = session_to_parity(bundle, graph, session, profile_to_sizes(profile), runs=1)
             if not parity.relative_l2 <= bound:

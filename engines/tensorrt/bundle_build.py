@@ -11,9 +11,10 @@ from freeprompt.contract.bundle import Bundle
 from freeprompt.contract.errors import BackendError, UsageError
 from freeprompt.contract.graphs import STEP_GRAPHS, weights_owner
 from freeprompt.contract.manifest import Manifest
-from freeprompt.contract.parity import THRESHOLDS, Parity
-from freeprompt.engines.comparison import profile_to_sizes, session_to_parity
+from freeprompt.contract.parity import Parity
+from freeprompt.engines.comparison import THRESHOLDS, profile_to_sizes
 from freeprompt.engines.onnxruntime.external_data import checked_snapshot
+from freeprompt.engines.reference import session_to_parity
 from freeprompt.engines.shapes import Profile, Shapes
 from freeprompt.engines.tensorrt.backend import TensorRTBackend
 from freeprompt.engines.tensorrt.builder import BuilderSettings, build_engine
@@ -33,7 +34,7 @@ class BundleBuild:
         shapes: sizes and rows.
         engines: "shared": one engine a graph, whose weights all shapes share; "each": one for each shape, with the
             shapes fixed in the network, each with weights of its own.
-        graphs: names; empty: every graph of the bundle.
+        graphs: names; empty: every graph that there are shapes of.
         trust: also check and adopt engines that lie in the bundle and were built elsewhere.
     """
 
@@ -69,12 +70,12 @@ def build_bundle(
 
     Raises:
         BackendError: an engine cannot be built, or does not compute what its graph says.
-        UsageError: a shape that the model cannot take.
+        UsageError: there are no shapes of a graph.
         OutputError: the engines' folder cannot be written.
     """
     store = store or EngineStore(bundle, backend.machine)
-    graphs = build.graphs or tuple(bundle.manifest.graphs)
-    planned = [(g, *group) for g in graphs for group in _groups(build, build.shapes.profiles(bundle.manifest, g))]
+    graphs = build.graphs or tuple(build.shapes.sizes)
+    planned = [(g, *group) for g in graphs for group in _groups(build, build.shapes.profiles(g))]
     if build.trust:
         yield from _adopt(bundle, backend, store, progress)
     for graph, profiles, baked in planned:

@@ -13,8 +13,8 @@ import onnxruntime as ort
 import torch
 from torch import nn
 
-from freeprompt.contract.errors import BackendError, ExportError
-from freeprompt.contract.parity import Parity, compare
+from freeprompt.contract.errors import ExportError
+from freeprompt.contract.parity import NOT_FINITE, Parity, compare
 
 # float32: the two differ by the order of summation only; 1e-5 is twenty times what was measured on graphs of one and of
 # sixteen attention layers (4e-7), and far below what a wrong weight or route gives. float16: the graph rounds every
@@ -114,21 +114,23 @@ def _flatten(args: tuple[Any, ...]) -> list[NumpyArray]:
 def _compare(
     name: str, shapes: str, expected: Sequence[NumpyArray], got: Sequence[NumpyArray], precision: str
 ) -> Parity:
-    # By position: a model's outputs have no names.
-    want, have = ({f"{place:02d}": array for place, array in enumerate(arrays)} for arrays in (expected, got))
-    if not all(np.isfinite(array).all() for array in want.values()):
+    def by_place(values: Sequence[NumpyArray]) -> dict[str, NumpyArray]:
+        return {f"output {number}": value for number, value in enumerate(values, 1)}
+
+    if not all(np.isfinite(want).all() for want in expected):
         raise ExportError(
             f"the model of graph {name} gives values that are not finite ({shapes}) in float32 already: its "
             "weights are damaged"
         )
-    if not all(np.isfinite(array).all() for array in have.values()):
+    try:
+        found = compare(shapes, by_place(expected), by_place(got))
+    except ValueError as error:
+        raise ExportError(f"graph {name} is not its model's: {error}") from error
+    if found.relative_l2 >= NOT_FINITE:
         advice = (
             "it overflows in half precision; export with float32"
             if precision == "float16"
-            else ("PyTorch's are; ONNX Runtime computes it wrongly here")
+            else "PyTorch's are; ONNX Runtime computes it wrongly here"
         )
         raise ParityError(f"graph {name} gives values that are not finite ({shapes}): {advice}")
-    try:
-        return compare(shapes, want, have)
-    except BackendError as error:
-        raise ExportError(f"graph {name} gives something else than its model ({shapes}): {error}") from error
+    return found

@@ -12,19 +12,18 @@ import numpy as np
 from freeprompt.bench import machine
 from freeprompt.bench.meter import Evaluation, MeteredBackend, rows_by_graph, seconds_of
 from freeprompt.bench.statistics import summarise
-from freeprompt.cli.guard import check_interrupted
 from freeprompt.contract.graphs import RECORD, STEP, STEP_RECORDED, STEP_RECORDING
 from freeprompt.contract.session import NumpyArray
 from freeprompt.editor import Editor, Progress, check_size
-from freeprompt.runtime.source import recording
+from freeprompt.runtime.plan import records
 
 FORMAT = 1
 # Loading is repeated for at most so long: a large model takes that for one time.
 _LOADING_SECONDS = 20.0
 _GRAPHS = {
-    recording.EXACT: (STEP, RECORD, STEP_RECORDED),
-    recording.NONE: (STEP,),
-    recording.FROM_INVERSION: (STEP, STEP_RECORDING, STEP_RECORDED),
+    records.EXACT: (STEP, RECORD, STEP_RECORDED),
+    records.NONE: (STEP,),
+    records.FROM_INVERSION: (STEP, STEP_RECORDING, STEP_RECORDED),
 }
 
 
@@ -34,7 +33,7 @@ class BenchSettings:
 
     Attributes:
         edits: repetitions: each inverts, edits, edits again, and edits by ``prompts`` prompts at once.
-        record: a mode of ``freeprompt.runtime.source.recording`` other than "auto".
+        record: a mode of ``freeprompt.runtime.plan.records`` other than "auto".
         size: (width, height); None: native.
         edit: keywords of ``Editor.edit``.
     """
@@ -42,7 +41,7 @@ class BenchSettings:
     edits: int = 10
     steps: int = 50
     prompts: int = 4
-    record: str = recording.EXACT
+    record: str = records.EXACT
     size: tuple[int, int] | None = None
     edit: Mapping[str, Any] = field(default_factory=dict)
 
@@ -61,10 +60,14 @@ class Samples:
 
 
 class Bench:
-    """Measures one editor, whose backend it puts a meter around."""
+    """Measures one editor, whose backend it puts a meter around.
 
-    def __init__(self, editor: Editor, settings: BenchSettings) -> None:
-        self.editor, self.settings = editor, settings
+    Args:
+        check: called between steps; what it raises ends the run.
+    """
+
+    def __init__(self, editor: Editor, settings: BenchSettings, check: Callable[[], object] = lambda: None) -> None:
+        self.editor, self.settings, self.check = editor, settings, check
         graphs = editor.pipeline.graphs
         self.meter = MeteredBackend(graphs.backend)
         graphs.backend = self.meter
@@ -77,7 +80,7 @@ class Bench:
         """Open every graph that the edits need; later they find them open."""
         for name in ("vae_encoder", "text_encoder", *_GRAPHS[self.settings.record], "vae_decoder"):
             self.editor.pipeline.graphs[name]
-            check_interrupted()
+            self.check()
 
     def warm_up(self) -> float:
         """One repetition that is not counted: seconds."""
@@ -109,7 +112,7 @@ class Bench:
         held()
         start = time.perf_counter()
         inversion = editor.invert(
-            self.image, settings.steps, size=settings.size, record=settings.record, callback=_interruptible
+            self.image, settings.steps, size=settings.size, record=settings.record, callback=self._step
         )
         inversion.trajectory  # noqa: B018  (waits for the device)
         inverted = held()
@@ -118,7 +121,7 @@ class Bench:
         edited = held()
         add("encode", seconds_of(inverted, "vae_encoder"))
         add("invert", seconds_of(inverted, STEP))
-        if settings.record == recording.EXACT:
+        if settings.record == records.EXACT:
             add("record", seconds_of(edited, RECORD))
         add("first edit", seconds)
         self._count("first edit", [*inverted, *edited], self._plan(None, 1))
@@ -147,12 +150,15 @@ class Bench:
             self._count(name, held(), predicted)
         assert first.size == self.image.shape[1::-1]
 
+    def _step(self, progress: Progress) -> None:
+        self.check()
+
     def _edit(self, inversion: Any, count: int) -> Sequence[Any]:
         # New prompts each time: embeddings of known ones are kept, and users' are new.
         prompts = [f"a picture of number {self._prompts + i}" for i in range(count)]
         self._prompts += count
         record = self.settings.record
-        return self.editor.edit(inversion, prompts, record=record, callback=_interruptible, **self.settings.edit)
+        return self.editor.edit(inversion, prompts, record=record, callback=self._step, **self.settings.edit)
 
     def _plan(self, inversion: Any, count: int) -> tuple[float, float]:
         """Rows and row-equivalents that the plan says."""
@@ -183,12 +189,14 @@ def run_bench(
     settings: BenchSettings,
     threads: int | None = None,
     note: Callable[[str], None] = lambda line: None,
+    check: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
     """Load, warm up and repeat.
 
     Args:
         load: opens the bundle.
         note: told where the run stands.
+        check: called between steps; what it raises ends the run.
 
     Returns:
         everything as JSON data; ``samples`` in seconds.
@@ -197,7 +205,7 @@ def run_bench(
     began = time.perf_counter()
     while True:
         start = time.perf_counter()
-        bench = Bench(load(), settings)
+        bench = Bench(load(), settings, check)
         bench.open_graphs()
         loads.append(time.perf_counter() - start)
         note(f"loading: {loads[-1]:.2f} s")
@@ -252,7 +260,3 @@ def picture(width: int, height: int) -> NumpyArray:
     rows = np.arange(height) * 8 // height
     columns = np.arange(width) * 8 // width
     return blocks[rows][:, columns]
-
-
-def _interruptible(progress: Progress) -> None:
-    check_interrupted()

@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from freeprompt.bench.statistics import FALSE_ALARMS, LEAST_CHANGE, compare, needed, needed_of_both
-from freeprompt.cli.message import escaped
 from freeprompt.contract.errors import UsageError
 from freeprompt.contract.files import atomic_path
+from freeprompt.contract.text import escaped
 
 FORMAT = 1
 KIND = "freeprompt bench"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from freeprompt.cli.message import escaped
 from freeprompt.cli.stages import Stages
+from freeprompt.contract.text import escaped
 
 if TYPE_CHECKING:
     from freeprompt.contract.bundle import Bundle

@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from freeprompt.cli.message import in_options, one_line
+from freeprompt.cli.message import in_options
 from freeprompt.contract.errors import Cancelled, FreePromptError, FreePromptWarning, UsageError
+from freeprompt.contract.text import one_line
 
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
@@ -51,7 +52,12 @@ class _Interrupts:
     def remove(self, ending: bool) -> None:
         """Put the handlers back; where the process ends anyway, ignore signals until it has."""
         for number, handler in self._before.items():
-            signal.signal(number, signal.SIG_IGN if ending else handler)
+            wanted = signal.SIG_IGN if ending else handler
+            # A signal that came before the one just ignored is an OSError of Python's, once: then again.
+            with contextlib.suppress(OSError):
+                signal.signal(number, wanted)
+                continue
+            signal.signal(number, wanted)
         self._before.clear()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""Words for a terminal: control characters escaped, and arguments of the API by the names of their options."""
+"""Messages of the API in the words of the command line."""
 
 from __future__ import annotations
 
@@ -21,16 +21,6 @@ _NAMES = re.compile(
     r"|(?<!\w)(?:'[^']*'|\"[^\"]*\")"
     rf"|(?<![\w./-])(?:{'|'.join(OPTIONS)})(?![\w/-]|\.\w)"
 )
-
-
-def escaped(text: str) -> str:
-    """Control and other unprintable characters as Python writes them: a terminal would obey some."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-
-
-def one_line(message: str) -> str:
-    """Runs of white space, line ends among them, as one space; other control characters escaped."""
-    return escaped(" ".join(message.split()))
 
 
 def in_options(message: str) -> str:

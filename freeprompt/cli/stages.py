@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from freeprompt.cli.guard import check_interrupted
-from freeprompt.cli.message import escaped
+from freeprompt.contract.text import escaped
 
 if TYPE_CHECKING:
     from freeprompt.editor import Progress

@@ -1,4 +1,4 @@
-"""A manifest as JSON: written with a checksum of itself, read with every check."""
+"""A manifest as JSON: written with a checksum of itself, and read without believing anything it says."""
 
 from __future__ import annotations
 

@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
-from freeprompt.contract.defaults import GUIDANCE
-from freeprompt.contract.errors import ImageCroppedWarning, NegativePromptUnusedWarning, UsageError
+from freeprompt.contract.defaults import GUIDANCE, REAL_FRACTION, SYNTHETIC_FRACTION
+from freeprompt.contract.errors import NegativePromptUnusedWarning, UsageError
 from freeprompt.contract.manifest import LatentSpec, Manifest
 from freeprompt.runtime.plan.settings import EditSettings, LayerChoice, choice_to_layers
 
 Size = tuple[int, int] | None
-# Cameras' 3:2 on a square keeps 67 %, which everyone who crops expects; 16:9 keeps 56 %, a scan or a panorama less.
-LEAST_CROP = 0.6
 
 
 class Choices(TypedDict, total=False):
@@ -72,6 +70,11 @@ def choices_to_settings(manifest: Manifest, default_fraction: float, **choices: 
     return settings
 
 
+def default_fraction(source_prompt: str) -> float:
+    """The share of steps that replace maps where none is chosen: a source with a prompt was generated."""
+    return SYNTHETIC_FRACTION if source_prompt else REAL_FRACTION
+
+
 def check_size(spec: LatentSpec, size: Size) -> tuple[int, int]:
     """(width, height) in pixels, or the native size for None.
 
@@ -98,23 +101,6 @@ def size_to_latents(spec: LatentSpec, size: Size) -> tuple[int, int]:
     """(height, width) of the latents of an image of that size. Raises UsageError as ``check_size``."""
     width, height = check_size(spec, size)
     return height // spec.scale, width // spec.scale
-
-
-def warn_of_crop(width: int, height: int, frame: tuple[int, int]) -> None:
-    """Warn ImageCroppedWarning if cropping to the shape of ``frame`` keeps less than ``LEAST_CROP`` of an image.
-
-    Args:
-        width, height: of the image, in pixels.
-        frame: (width, height) of what it is brought to.
-    """
-    kept = min(width * frame[1], frame[0] * height) / max(width * frame[1], frame[0] * height)
-    if kept < LEAST_CROP:
-        warnings.warn(
-            f"fit='crop' keeps {100 * kept:.0f} % of the picture ({width}x{height} to {frame[0]}x{frame[1]}); "
-            "fit='pad' keeps all of it",
-            ImageCroppedWarning,
-            stacklevel=3,
-        )
 
 
 def check_seed(seed: object) -> int:

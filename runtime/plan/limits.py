@@ -35,13 +35,14 @@ class Limits:
         record_bytes: most bytes of recorded rows that one inversion holds; steps that do not fit are given a
             source row instead.
         device_record_bytes: most bytes of these that are in the device's memory; what is beyond waits in page-locked
-            host memory and comes back while earlier steps run. Two passes (of ``recordsize.record_rows`` rows) are on
+            host memory and comes back while earlier steps run. Two passes (of ``record_size.record_rows`` rows) are on
             the device in any case. None: all of them. Says nothing on the CPU.
         total_record_bytes: most bytes of recorded rows of all living inversions that an editor has worked on. Beyond
             it the rows of the least recently used are dropped, and recorded anew by its next edit. Those that were
             recorded while inverting (``record="inversion"``) cannot be made anew: they stay, and leave less for others.
             Four times ``record_bytes``: some twenty pictures at Stable Diffusion 1.5's size.
-        memory_bytes: most bytes that a call may be estimated to need (``runtime.memory``). None: what the machine has.
+        memory_bytes: most bytes that a call may be estimated to need (``runtime.plan.memory``). None: what the machine
+            has.
         pixels: most pixels, width times height, of the size worked at. None: 64 times the native area.
         steps: most DDIM steps. None: as many as the training schedule has.
         prompts: most target prompts of one call. They are edited in chunks, but every result is held: more in one call

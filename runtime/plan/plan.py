@@ -87,7 +87,8 @@ class Plan:
         made: how many of ``passes``, from the first, have been made before; the others are made first.
         record_cost: multiply-adds of a row of the record graph relative to a whole row.
         record_bytes: size of one recorded row over all recorded layers.
-        resident: how many of ``passes``, from the first, are held on the device, the others on the host; None: all.
+        resident: how many of ``passes``, from the first, are held on the device, the others on the host; None: all. Of
+            an inversion that records: of those that it makes (``records.passes_of``).
         approximate: the passes were made while inverting, so that the result is not quite the published method's.
     """
 

@@ -84,7 +84,7 @@ def plan_edit(
     one of ``passes``; after that two rows a target.
 
     Args:
-        passes: record passes whose rows are used, ``made`` of which exist already (``runtime.recording`` chooses).
+        passes: record passes whose rows are used, ``made`` of which exist already (``records.choose_passes`` chooses).
     """
     check_targets(targets)
     texts = Texts.of(source_prompt, *_negative(settings), *targets)

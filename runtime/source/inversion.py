@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from freeprompt.contract.session import Array, Backend, NumpyArray
-from freeprompt.runtime.source.recording import EXACT, FROM_INVERSION, Record
+from freeprompt.runtime.plan.records import EXACT, FROM_INVERSION
+from freeprompt.runtime.source.contents import Contents
+from freeprompt.runtime.source.recording import Record
 
 
 @dataclass(eq=False)
@@ -48,9 +50,13 @@ class Inversion:
     @classmethod
     def from_trajectory(cls, steps: int, prompt: str, bundle_sha256: str, trajectory: NumpyArray) -> Inversion:
         """From all latents, [steps + 1, 1, C, h, w] float32, level 0 (clean) first."""
-        if trajectory.ndim != 5 or trajectory.shape[:2] != (steps + 1, 1):
-            raise ValueError(f"a trajectory of shape {trajectory.shape} for {steps} steps")
-        return cls(steps, prompt, bundle_sha256, _trajectory=trajectory)
+        return cls.from_contents(Contents(steps, prompt, bundle_sha256, trajectory))
+
+    @classmethod
+    def from_contents(cls, contents: Contents) -> Inversion:
+        made = cls(contents.steps, contents.prompt, contents.bundle_sha256, _trajectory=contents.trajectory)
+        made.records.update(contents.records)
+        return made
 
     @property
     def trajectory(self) -> NumpyArray:
@@ -128,14 +134,13 @@ class Inversion:
         Raises:
             OutputError: the file cannot be written.
         """
-        from freeprompt.runtime.source.inversion_file import save_inversion
+        from freeprompt.runtime.source.inversion_file import write_inversion
 
         # What is written is what is held now; edits by other threads need not wait for the disk.
         with self.lock:
-            held = Inversion.from_trajectory(self.steps, self.prompt, self.bundle_sha256, self.trajectory)
-            if records:
-                held.records = {mode: record.on_host() for mode, record in self.records.items()}
-        save_inversion(held, Path(path), records)
+            kept = {mode: record.on_host() for mode, record in self.records.items()} if records else {}
+            contents = Contents(self.steps, self.prompt, self.bundle_sha256, self.trajectory, kept)
+        write_inversion(contents, Path(path))
 
     @classmethod
     def load(cls, path: str | Path) -> Inversion:
@@ -145,6 +150,6 @@ class Inversion:
             InversionError: missing, damaged, or of another format. An inversion of another bundle is refused by
                 the editor that is asked to edit it.
         """
-        from freeprompt.runtime.source.inversion_file import load_inversion
+        from freeprompt.runtime.source.inversion_file import read_inversion
 
-        return load_inversion(Path(path))
+        return cls.from_contents(read_inversion(Path(path)))

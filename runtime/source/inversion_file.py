@@ -18,8 +18,9 @@ from freeprompt.contract.files import atomic_path, open_regular
 from freeprompt.contract.session import HostArray, NumpyArray
 from freeprompt.contract.storage.strict_json import check_json
 from freeprompt.runtime.plan.plan import RecordPass
-from freeprompt.runtime.source.inversion import Inversion
-from freeprompt.runtime.source.recording import EXACT, FROM_INVERSION
+from freeprompt.runtime.plan.records import EXACT, FROM_INVERSION
+from freeprompt.runtime.source.contents import Contents
+from freeprompt.runtime.source.recording import Record
 
 FORMAT = 1
 _KEY = "freeprompt.inversion"
@@ -61,17 +62,17 @@ class _Tensor:
     data_offsets: tuple[Natural, Natural]
 
 
-def save_inversion(inversion: Inversion, path: Path, records: bool) -> None:
+def write_inversion(contents: Contents, path: Path) -> None:
     """Write ``path`` whole or not at all. Raises OutputError."""
-    tensors: dict[str, NumpyArray] = {_TRAJECTORY: np.ascontiguousarray(inversion.trajectory)}
+    tensors: dict[str, NumpyArray] = {_TRAJECTORY: np.ascontiguousarray(contents.trajectory)}
     passes: list[_SavedPass] = []
-    for mode, record in inversion.records.items() if records else ():
+    for mode, record in contents.records.items():
         for made, rows in zip(record.passes, record.rows):
             for name, array in rows.items():
                 tensors[f"{len(passes)}/{name}"] = np.ascontiguousarray(array.numpy())
             passes.append(_SavedPass(mode, made.levels, made.timesteps))
     header = msgspec.json.encode(
-        _Header(FORMAT, inversion.steps, inversion.prompt, inversion.bundle_sha256, tuple(passes))
+        _Header(FORMAT, contents.steps, contents.prompt, contents.bundle_sha256, tuple(passes))
     ).decode()
     metadata = {_KEY: header, _DIGEST: _digest(header, tensors)}
     with atomic_path(path) as temporary:
@@ -79,7 +80,7 @@ def save_inversion(inversion: Inversion, path: Path, records: bool) -> None:
         temporary.write_bytes(safetensors.numpy.save(tensors, metadata))
 
 
-def load_inversion(path: Path) -> Inversion:
+def read_inversion(path: Path) -> Contents:
     """Read ``path`` and check it, as far as that needs no bundle. Raises InversionError."""
     try:
         with open_regular(path, MAX_FILE_BYTES) as file:
@@ -106,19 +107,20 @@ def load_inversion(path: Path) -> Inversion:
     if metadata.get(_DIGEST) != _digest(metadata[_KEY], tensors):
         raise InversionError(f"{path} is damaged (its SHA-256 differs): copy it again, or invert again")
     try:
-        return _to_inversion(header, tensors)
+        return _to_contents(header, tensors)
     except (KeyError, ValueError) as error:
         raise InversionError(f"{path} is not a saved inversion: {error}") from error
 
 
-def _to_inversion(header: _Header, tensors: dict[str, NumpyArray]) -> Inversion:
+def _to_contents(header: _Header, tensors: dict[str, NumpyArray]) -> Contents:
     trajectory = tensors.pop(_TRAJECTORY)
     if trajectory.dtype != np.float32 or not trajectory.size or not np.isfinite(trajectory).all():
         raise ValueError("the trajectory must be finite float32 latents")
     trajectory.setflags(write=False)
-    inversion = Inversion.from_trajectory(header.steps, header.prompt, header.bundle_sha256, trajectory)
+    records = {EXACT: Record(), FROM_INVERSION: Record()}
+    contents = Contents(header.steps, header.prompt, header.bundle_sha256, trajectory, records)
     for number, saved in enumerate(header.passes):
-        record = inversion.records[saved.mode]
+        record = records[saved.mode]
         levels = set(saved.levels)
         if not len(levels) == len(saved.levels) == len(saved.timesteps) or levels & record.levels:
             raise ValueError(f"record pass {number} has no level for each timestep, or one twice")
@@ -135,7 +137,7 @@ def _to_inversion(header: _Header, tensors: dict[str, NumpyArray]) -> Inversion:
         record.append(RecordPass(saved.levels, saved.timesteps), named)
     if tensors:
         raise ValueError(f"it has tensors that belong to nothing: {sorted(tensors)[0][:60]!r}")
-    return inversion
+    return contents
 
 
 def _read(file: BinaryIO) -> bytes:

@@ -6,8 +6,8 @@ import weakref
 from dataclasses import replace
 
 from freeprompt.runtime.plan.limits import Limits
+from freeprompt.runtime.plan.records import EXACT, FROM_INVERSION
 from freeprompt.runtime.source.inversion import Inversion
-from freeprompt.runtime.source.recording import EXACT, FROM_INVERSION
 
 
 class RecordBudget:
@@ -32,8 +32,8 @@ class RecordBudget:
             fixed += inversion.records[FROM_INVERSION].nbytes
         return max(0, total - fixed)
 
-    def limits_for(self, inversion: Inversion, mode: str, limits: Limits) -> Limits:
-        """The same with the bytes that the records of other inversions leave to this one's."""
+    def limits_for(self, inversion: Inversion | None, mode: str, limits: Limits) -> Limits:
+        """The same with the bytes that the records of other inversions leave to this one's; None: one being made."""
         room = self.room(inversion, mode, limits.total_record_bytes)
         return replace(limits, record_bytes=min(limits.record_bytes, room))
 

@@ -2,36 +2,23 @@
 
 A target row that takes the source's map needs the source's normalised hidden states in each replaced layer, at that
 step. They depend on the source's latents, the timestep and the source's text alone, not on the target, guidance or
-negative
-prompt: once recorded they serve every edit of that source. The record graph computes them and stops after the last
-layer that is recorded; source rows of several timesteps go through it as one batch.
+negative prompt: once recorded they serve every edit of that source. The record graph computes them and stops after the
+last layer that is recorded; source rows of several timesteps go through it as one batch.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from freeprompt.contract.errors import UsageError
-from freeprompt.contract.graphs import RECORD, STEP_RECORDED, STEP_RECORDING
-from freeprompt.contract.manifest import Manifest
-from freeprompt.contract.record_size import RECORD_ROWS
+from freeprompt.contract.graphs import RECORD
 from freeprompt.contract.session import Array, Backend, HostArray, NumpyArray, fetch, spill
 from freeprompt.runtime.execute import RecordedRows
 from freeprompt.runtime.plan.plan import Plan, RecordPass
-from freeprompt.runtime.plan.schedule import Schedule
-from freeprompt.runtime.plan.settings import EditSettings
 from freeprompt.runtime.sessions import Graphs
-
-# How an edit comes by the source's hidden states:
-AUTO = "auto"  # "exact" where the bundle and the chosen layers allow it, else "none"
-EXACT = "exact"  # recorded by rows of their own: the result of the one-engine plan
-NONE = "none"  # not recorded: a source row in every step that replaces
-FROM_INVERSION = "inversion"  # taken while inverting, one level too clean: approximate
-MODES = (AUTO, EXACT, NONE, FROM_INVERSION)
 
 
 @dataclass(frozen=True)
@@ -81,13 +68,13 @@ class Record:
             self.rows[number] = _to_host(rows)
             self.on_device[number] = False
 
-    def place(self, backend: Backend, resident: int, start: int = 0) -> None:
-        """Keep the first ``resident`` passes on the device and the others on the host, from pass ``start`` on.
+    def place(self, backend: Backend, resident: int | None, start: int = 0) -> None:
+        """Keep the first ``resident`` passes (None: all) on the device and the others on the host, from ``start`` on.
 
         They go one by one, so that there is never more on the device than before and after.
         """
         for number in reversed(range(start, len(self.rows))):  # to the host first: that makes room
-            wanted = number < resident
+            wanted = resident is None or number < resident
             if not wanted:
                 self.rows[number] = spill(backend, self.rows[number])
             elif not self.on_device[number]:
@@ -121,84 +108,6 @@ class Reader:
         return self._fetched.get(number, self._record.rows[number])
 
 
-def resident_passes(passes: Sequence[RecordPass], bytes_each: int, budget: int | None) -> int:
-    """How many passes, from the first, stay on the device.
-
-    Each is read once in an edit, so that any choice of as many costs the same traffic; the first are kept, since
-    nothing has to be waited for then when the steps begin. Where some are not kept, two are on the device at a time:
-    the one that is read and the one that comes next. They are taken off the budget, and are there even if it is less.
-
-    Args:
-        bytes_each: of a recorded row.
-        budget: bytes; None: no bound.
-    """
-    sizes = [bytes_each * len(record.levels) for record in passes]
-    if budget is None or sum(sizes) <= budget:
-        return len(sizes)
-    left = budget - 2 * max(sizes)
-    count = 0
-    for size in sizes:
-        left -= size
-        if left < 0:
-            break
-        count += 1
-    return count
-
-
-def choose_mode(mode: str, manifest: Manifest, settings: EditSettings) -> str:
-    """Resolve "auto" and check that the bundle can do what is asked for.
-
-    Raises:
-        UsageError: unknown mode, or one that the bundle's graphs or the chosen layers do not allow.
-    """
-    if mode not in MODES:
-        raise UsageError(f"unknown record mode {mode!r}; known are {', '.join(MODES)}")
-    recordable = {layer.number for layer in manifest.layers if layer.recordable}
-    missing = set(settings.replace_layers) - recordable
-    obstacle = None
-    needed = {EXACT: (RECORD, STEP_RECORDED), FROM_INVERSION: (STEP_RECORDING, STEP_RECORDED)}
-    for graph in needed.get(EXACT if mode == AUTO else mode, ()):
-        if graph not in manifest.graphs:
-            obstacle = f"the bundle has no graph {graph!r}; export it with the profile 'latency'"
-    if missing:
-        obstacle = f"layer {min(missing)} is not recordable in this bundle; it records {sorted(recordable)}"
-    elif settings.replace_cross_layers:
-        obstacle = "cross-attention maps are not recorded"
-    if mode == AUTO:
-        return NONE if obstacle else EXACT
-    if obstacle and mode != NONE:
-        raise UsageError(f"record={mode!r} is not possible: {obstacle}")
-    return mode
-
-
-def choose_passes(
-    held: Sequence[RecordPass], levels: Iterable[int], schedule: Schedule, capacity: int, batch: int = RECORD_ROWS
-) -> tuple[RecordPass, ...]:
-    """The passes an edit uses: those held, then new ones for the levels that are missing, as far as they fit.
-
-    Args:
-        held: passes made before; a prefix of the result.
-        levels: that replace maps, in order of use.
-        capacity: rows that may be held in all; levels past it are left to a source row in the step.
-        batch: rows of a new pass (``freeprompt.contract.record_size.record_rows``).
-    """
-    have = {level for record in held for level in record.levels}
-    free = max(0, capacity - len(have))
-    missing = [level for level in levels if level not in have][:free]
-    passes = list(held)
-    for start in range(0, len(missing), batch):
-        chunk = tuple(missing[start : start + batch])
-        passes.append(RecordPass(chunk, tuple(schedule.timesteps[level - 1] for level in chunk)))
-    return tuple(passes)
-
-
-def passes_of(plan: Plan) -> tuple[RecordPass, ...]:
-    """The passes that an inversion makes on the way."""
-    return tuple(
-        RecordPass((step.next_level,), (step.timestep,)) for step in plan.steps if step.graph == STEP_RECORDING
-    )
-
-
 def make_passes(
     graphs: Graphs,
     record: Record,
@@ -213,13 +122,12 @@ def make_passes(
         trajectory, encoder_hidden_states: see ``run_record_pass``.
         check: called before each pass; what it raises leaves the record with the passes made so far.
     """
-    resident = len(plan.passes) if plan.resident is None else plan.resident
-    record.place(graphs.backend, resident)
+    record.place(graphs.backend, plan.resident)
     for made in plan.passes[len(record.passes) :]:
         check()
         # No name for the rows here: whoever holds them keeps their device memory from being used again.
         record.append(made, run_record_pass(graphs, made, trajectory, encoder_hidden_states))
-        record.place(graphs.backend, resident, len(record.rows) - 1)
+        record.place(graphs.backend, plan.resident, len(record.rows) - 1)
 
 
 def run_record_pass(

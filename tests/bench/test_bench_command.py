@@ -12,8 +12,11 @@ import pytest
 from freeprompt import Editor
 from freeprompt.bench.measure import BenchSettings, run_bench
 from freeprompt.bench.report import MAX_BYTES, comparison_to_text, differences, read_report, too_few
-from freeprompt.contract.errors import UsageError
+from freeprompt.bench.statistics import FALSE_ALARMS, least_p
+from freeprompt.cli import build_parser
+from freeprompt.contract.errors import Cancelled, UsageError
 from tests.cli.runner import assert_fails, call
+from tests.test_readme import ROOT, commands
 
 Capture = pytest.CaptureFixture[str]
 FIGURES = {"load", "encode", "invert", "record", "first edit", "text", "denoise", "decode", "further edit", "row"}
@@ -60,6 +63,21 @@ def test_other_modes_are_counted_too(tiny_bundle: Path, record: str) -> None:
     totals = {"none": (5 + 14, 14), "inversion": (5 + 10, 10)}[record]
     assert tuple(found["rows"][name]["total"] for name in ("first edit", "further edit")) == totals
     assert all(each["total"] == each["predicted"] for each in found["rows"].values())
+
+
+@pytest.mark.parametrize("calls", [1, 3, 7 + 4])
+def test_a_run_is_ended_from_outside(tiny_bundle: Path, calls: int) -> None:
+    """While graphs are opened (6 of them), and between the steps of an inversion."""
+    left = [calls]
+
+    def check() -> None:
+        left[0] -= 1
+        if not left[0]:
+            raise Cancelled("enough")
+
+    with pytest.raises(Cancelled, match="enough"):
+        run_bench(lambda: Editor.load(tiny_bundle, "cpu", threads=1), BenchSettings(edits=1, steps=9), check=check)
+    assert left == [0]
 
 
 def test_command_prints_writes_and_compares(tmp_path: Path, tiny_bundle: Path, capsys: Capture) -> None:
@@ -165,3 +183,11 @@ def test_wrong_use_is_told_before_the_work(tmp_path: Path, tiny_bundle: Path, ca
         ("--record", "exact", "--replace-fraction", 2),
     ):
         assert_fails(call(capsys, "bench", "--bundle", tiny_bundle, *wrong), 2)
+
+
+def test_what_the_readme_shows_can_show_a_difference() -> None:
+    text = (ROOT / "README.md").read_text()
+    shown = [build_parser().parse_args(words) for words in commands(text, "freeprompt") if words[0] == "bench"]
+    edits = [arguments.edits for arguments in shown]
+    # Eleven figures, with the default prompts and record.
+    assert edits and all(least_p(n, m) * 11 <= FALSE_ALARMS for n in edits for m in edits)

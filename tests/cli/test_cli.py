@@ -13,7 +13,7 @@ from PIL import Image
 
 import freeprompt
 from freeprompt import Editor
-from freeprompt.cli import build_parser
+from freeprompt.cli import build_parser, commands
 from freeprompt.contract.manifest_file import manifest_from_json
 from freeprompt.runtime.inputs.image import fit_image, open_image
 from tests.cli.runner import call, names, picture
@@ -175,9 +175,9 @@ def test_a_long_prompt_is_one_line_of_warning(folder: Path, tiny_bundle: Path, c
 
 
 def test_a_command_is_a_module_of_its_name() -> None:
-    modules = Path(freeprompt.__file__).parent.glob("cli_*.py")
+    modules = Path(commands.__file__).parent.glob("[a-z]*.py")
     actions = build_parser()._subparsers
     assert actions is not None
     choices = actions._group_actions[0].choices
     assert choices is not None
-    assert sorted(choices) == sorted(path.stem.removeprefix("cli_") for path in modules)
+    assert sorted(choices) == sorted(path.stem for path in modules)

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from freeprompt.cli.message import escaped, in_options, one_line
+from freeprompt.cli.message import in_options
 from freeprompt.contract.bundle import Bundle
+from freeprompt.contract.text import escaped, one_line
 from freeprompt.runtime.inputs.prompt import load_tokenizer, prompts_to_ids
 from tests.cli.runner import assert_fails, call, names, picture
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 
 from freeprompt import Editor
@@ -129,6 +130,10 @@ def test_an_open_session_does_not_see_its_files_any_more(
     np.testing.assert_array_equal(np.asarray(got), expected)
 
 
+@pytest.mark.skipif(
+    not hasattr(ort.SessionOptions, "add_external_initializers_from_files_in_memory"),
+    reason="this onnxruntime cannot copy weights from memory",
+)
 def test_weights_that_the_library_copies_are_used_without_the_memory(
     folder: Path, expected: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 
-from freeprompt.contract.errors import BackendError
-from freeprompt.contract.parity import NOT_FINITE, THRESHOLDS, Parity, compare
+from freeprompt.contract.parity import NOT_FINITE, Parity, compare
 from freeprompt.contract.session import NumpyArray
 
 ROOT = Path(__file__).parents[2]
@@ -27,21 +24,20 @@ def test_all_outputs_count_together() -> None:
 
 def test_where_nothing_is_expected_the_difference_itself_counts() -> None:
     assert compare("", {"a": np.zeros(2)}, {"a": np.array([3.0, 4.0])}) == Parity("", 5.0, 4.0)
-    assert compare("", {"a": np.zeros((0, 3))}, {"a": np.zeros((0, 3))}) == Parity("", 0.0, 0.0)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_values_that_are_not_finite_exceed_every_bound_and_can_be_written(value: float) -> None:
     found = compare("rows 1", {"a": np.ones(2)}, {"a": np.array([1.0, value])})
-    assert found.relative_l2 == found.max_abs == NOT_FINITE > max(THRESHOLDS.values())
+    assert found.relative_l2 == found.max_abs == NOT_FINITE > 1.0
     assert "a is not finite" in found.shapes
     assert msgspec.json.decode(msgspec.json.encode(found), type=Parity) == found
 
 
 def test_other_outputs_or_shapes_are_no_parity() -> None:
-    with pytest.raises(BackendError, match="outputs are b, expected were a"):
+    with pytest.raises(ValueError, match=r"gives .*b.*expected .*a"):
         compare("", {"a": np.ones(1)}, {"b": np.ones(1)})
-    with pytest.raises(BackendError, match=r"output a has shape \(1,\), expected was \(2,\)"):
+    with pytest.raises(ValueError, match=r"a as \(1,\), expected \(2,\)"):
         compare("", {"a": np.ones(2)}, {"a": np.ones(1)})
 
 
@@ -50,9 +46,3 @@ def test_there_is_one_parity() -> None:
     sources = [path for room in ("freeprompt", "engines", "runtime", "export") for path in (ROOT / room).rglob("*.py")]
     defining = {path.resolve() for path in sources if re.search(r"^class \w*Parity:", path.read_text(), re.MULTILINE)}
     assert defining == {ROOT / "freeprompt/contract/parity.py"}
-
-
-def test_a_manifest_is_read_without_numpy() -> None:
-    code = "import sys, freeprompt.contract.manifest_file; print('numpy' in sys.modules)"
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr

@@ -13,11 +13,11 @@ import pytest
 from freeprompt.contract.bundle import Bundle
 from freeprompt.engines.cuda.runtime import CudaRuntime
 from freeprompt.engines.onnxruntime.cuda_form import RewrittenGraph, fuse_for_cuda
-from freeprompt.engines.shapes import Rows, Shapes
 from freeprompt.engines.tensorrt.backend import TensorRTBackend
 from freeprompt.engines.tensorrt.bundle_build import BundleBuild, Outcome, build_bundle
 from tests.engines.cuda.fake_cuda import FakeCudart
 from tests.engines.tensorrt.fake_tensorrt import FakeTensorRT
+from tests.shapes import shapes_of
 
 SIZE = (64, 64)
 
@@ -44,7 +44,7 @@ class Machine:
         return cls(cudart, trt, backend)
 
     def build(self, bundle: Bundle, *graphs: str, rows: str = "1,2,3", engines: str = "shared") -> list[Outcome]:
-        shapes = Shapes((SIZE,), tuple(Rows.parse(r) for r in rows.split(",")))
+        shapes = shapes_of(bundle.manifest, SIZE, rows=rows)
         return list(build_bundle(bundle, BundleBuild(shapes, engines, graphs), self.backend))
 
 

@@ -18,9 +18,9 @@ from freeprompt.engines.cuda.runtime import CudaRuntime, DeviceInfo
 from freeprompt.engines.fake import FakeBackend
 from freeprompt.engines.onnxruntime import backend
 from freeprompt.engines.onnxruntime.tensorrt_provider import warm_bundle
-from freeprompt.engines.shapes import Rows, Shapes
 from tests.engines.conftest import SIZE, Machine
 from tests.engines.cuda.fake_cuda import FakeCudart
+from tests.shapes import shapes_of
 
 without_gpu = pytest.mark.skipif(
     select.tensorrt_problem(None) is None or select._cuda_problem() is None, reason="this machine has a GPU backend"
@@ -80,7 +80,7 @@ def test_build_for_a_provider_that_is_not_here(tiny_bundle: Path, name: str) -> 
 
 def test_warming_runs_and_checks_every_shape(bundle: Bundle) -> None:
     """On the CPU provider, which has nothing to build: what is run, and that a wrong result is an error."""
-    shapes = Shapes((SIZE,), (Rows(1, 1), Rows(2, 1)))
+    shapes = shapes_of(bundle.manifest, SIZE, rows="1,2")
     backend = MeteredBackend(select.create_backend("cpu", threads=1))
     parities = list(warm_bundle(bundle, shapes, backend))
     done = backend.take()

@@ -16,11 +16,9 @@ from torch import Tensor, nn
 
 from freeprompt.contract.bundle import Bundle
 from freeprompt.contract.errors import UsageError
-from freeprompt.contract.parity import compare
-from freeprompt.engines.comparison import profile_to_sizes, seeded_inputs
+from freeprompt.engines.comparison import compare, profile_to_sizes, seeded_inputs
 from freeprompt.engines.onnxruntime.backend import OnnxRuntimeBackend
 from freeprompt.engines.onnxruntime.cuda_form import fuse_for_cuda
-from freeprompt.engines.shapes import Rows, Shapes
 from freeprompt.export.checkpoint.constants import checkpoint_to_latents, checkpoint_to_text
 from freeprompt.export.checkpoint.load import Checkpoint, load_checkpoint, quiet
 from freeprompt.export.checkpoint.scheduler import config_to_scheduler
@@ -40,6 +38,7 @@ from freeprompt.export.settings import ExportSettings
 from tests.cli.runner import call
 from tests.conftest import ROOT, cached_folder
 from tests.engines.onnxruntime.cuda_reference import to_standard
+from tests.shapes import shapes_of
 from tests.tiny import tiny_pipeline
 
 # Large queries and keys, whose product is above 65504; and queries that are so by themselves.
@@ -318,7 +317,7 @@ def test_half_precision_is_rewritten_for_cuda(overflowing_bundle: Path, graph: s
     bundle = Bundle.open(overflowing_bundle, verify=False)
     rewritten = fuse_for_cuda(bundle.graph_path(graph, fused=True), graph)
     session = OnnxRuntimeBackend("cpu", 1).open_model(bundle, graph, to_standard(rewritten.model))
-    (profile, *_) = Shapes(((64, 64),), (Rows(2, 1),)).profiles(bundle.manifest, graph)
+    (profile, *_) = shapes_of(bundle.manifest, (64, 64), rows="2").profiles(graph)
     sizes = profile_to_sizes(profile)
     inputs = seeded_inputs(bundle.manifest, graph, sizes)
     expected = OnnxRuntimeBackend("cpu", 1).open(bundle, graph).run(inputs)

@@ -15,8 +15,9 @@ from freeprompt.contract.errors import InversionError, UsageError
 from freeprompt.contract.manifest import LayerSpec, Manifest
 from freeprompt.contract.record_size import RECORD_PASS_BYTES, RECORD_ROWS, record_row_bytes, record_rows
 from freeprompt.engines.select import create_backend
-from freeprompt.engines.shapes import Rows, Shapes
 from freeprompt.runtime.pipeline import Limits
+from freeprompt.runtime.plan import records
+from freeprompt.runtime.plan.shapes import Batch, batches_to_sizes, usual_sizes
 from freeprompt.runtime.source import recording
 
 Array = np.ndarray[Any, Any]
@@ -165,9 +166,9 @@ def test_approximate_mode(editor: Editor, meter: MeteredBackend, image: Array) -
     embeddings = editor.pipeline.embed(("",))
     schedule = editor.pipeline.schedule(STEPS)
     record = recording.Record()
-    for made in recording.choose_passes((), range(STEPS, 0, -1), schedule, STEPS):
+    for made in records.choose_passes((), range(STEPS, 0, -1), schedule, STEPS):
         record.append(made, recording.run_record_pass(editor.pipeline.graphs, made, cleaner, embeddings))
-    inversion.records[recording.EXACT] = record
+    inversion.records[records.EXACT] = record
     assert close(got, editor.edit_latents(inversion, "a cat", record="exact"))
 
 
@@ -188,13 +189,13 @@ def test_modes_that_are_not_possible(editor: Editor, image: Array) -> None:
 def test_saved_inversion_gives_the_same_edit(editor: Editor, image: Array, tmp_path: Path) -> None:
     inversion = editor.invert(image, STEPS)
     want = editor.edit_latents(inversion, "a cat", record="exact")
-    for name, records in (("plain", False), ("full", True)):
+    for name, with_records in (("plain", False), ("full", True)):
         path = tmp_path / f"{name}.inversion"
-        inversion.save(path, records)
+        inversion.save(path, with_records)
         loaded = Inversion.load(path)
         assert (loaded.steps, loaded.prompt) == (STEPS, "")
         np.testing.assert_array_equal(loaded.trajectory, inversion.trajectory)
-        assert loaded.record_bytes == (inversion.record_bytes if records else 0)
+        assert loaded.record_bytes == (inversion.record_bytes if with_records else 0)
         np.testing.assert_array_equal(editor.edit_latents(loaded, "a cat", record="exact"), want)
 
 
@@ -284,8 +285,9 @@ def test_record_batch_is_bounded_in_bytes_and_what_engines_are_built_for(editor:
     assert record_rows(manifest, side, side) == rows
     size = record_row_bytes(manifest, side, side)
     assert rows == 1 or rows * size <= RECORD_PASS_BYTES
-    pixels = side * manifest.latents.scale
-    shapes = Shapes(((pixels, pixels),), (Rows(2, 1),))
-    for graph, name in (("record", "rows"), ("step_recorded", "record_rows")):
-        (profile,) = shapes.profiles(manifest, graph)
-        assert profile.dims[name] == (rows, rows, rows)
+    for sizes in (
+        batches_to_sizes(manifest, [Batch(2, 1)], (side, side)),
+        usual_sizes(manifest, [(side, side)], limits=Limits(pixels=1 << 40)),
+    ):
+        for graph, name in (("record", "rows"), ("step_recorded", "record_rows")):
+            assert [each[name] for each in sizes[graph]] == [rows]

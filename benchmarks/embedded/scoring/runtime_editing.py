@@ -15,7 +15,7 @@ from PIL import Image
 from benchmarks.embedded import world
 from benchmarks.embedded.scoring.editing import Method
 from freeprompt import Editor, Inversion
-from freeprompt.runtime.source.recording import AUTO, FROM_INVERSION, NONE
+from freeprompt.runtime.plan.records import AUTO, FROM_INVERSION, NONE
 
 HELD = 8
 """Inversions in memory: with their records they take 6 MB each at 25 steps."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from freeprompt.cli import options, writing
-from freeprompt.cli.guard import say_error
+from freeprompt.cli.guard import check_interrupted, say_error
 from freeprompt.cli.stages import Stages
 
 if TYPE_CHECKING:
@@ -68,8 +68,6 @@ def run(arguments: argparse.Namespace) -> None:
         say_error(f"warning: {problem}")
 
     from freeprompt.bench import measure
-    from freeprompt.runtime.plan.settings import EditSettings, choice_to_layers
-    from freeprompt.runtime.source import recording
 
     stages = Stages(arguments.quiet)
     edit: dict[str, Any] = {
@@ -85,12 +83,10 @@ def run(arguments: argparse.Namespace) -> None:
     # A wrong setting is told now.
     editor = load()
     editor.plan("", steps=arguments.steps, size=arguments.size, **edit)
-    layers = choice_to_layers(arguments.replace_layers, editor.manifest.layers)
-    chosen = EditSettings(arguments.guidance, arguments.replace_fraction, arguments.negative_prompt, layers)
-    record = recording.choose_mode(arguments.record or recording.AUTO, editor.manifest, chosen)
+    record = editor.record_mode(arguments.record or "auto", **edit)
     del editor
     settings = measure.BenchSettings(arguments.edits, arguments.steps, arguments.prompts, record, arguments.size, edit)
-    report = measure.run_bench(load, settings, arguments.threads, stages.line)
+    report = measure.run_bench(load, settings, arguments.threads, stages.line, check_interrupted)
     print(report_to_text(report))
     if arguments.json:
         write_report(report, arguments.json)

@@ -6,8 +6,8 @@ import argparse
 from typing import TYPE_CHECKING
 
 from freeprompt.cli import options
-from freeprompt.cli.message import escaped
 from freeprompt.cli.stages import Stages
+from freeprompt.contract.text import escaped
 
 if TYPE_CHECKING:
     from freeprompt.contract.bundle import Bundle
@@ -61,11 +61,25 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="image size in pixels; may be repeated (default: the model's native size)",
     )
     parser.add_argument(
+        "--prompts",
+        type=_counts,
+        metavar="N,N,...",
+        help="how many prompts an edit has (default: 1); inversion and generation are built for in any case",
+    )
+    parser.add_argument(
+        "--record",
+        action="append",
+        choices=("none", "exact", "inversion"),
+        help="how an edit records its source, see freeprompt edit; may be repeated (default: every way)",
+    )
+    parser.add_argument(
+        "--max-rows", type=options.positive_integer, metavar="N", help="that of the edits (default: 8, as theirs)"
+    )
+    parser.add_argument(
         "--rows",
-        default=None,
         metavar="R,R,...",
-        help="batches of the U-Net, as ROWS or ROWS:LATENTS (default: 1,2,3, which is inversion, "
-        "generation, and an edit with one prompt)",
+        help="batches of the U-Net of your own choice, as ROWS or ROWS:LATENTS, in place of the options above: "
+        "1 is inversion, 2 generation and 2,3 an edit with one prompt",
     )
     parser.add_argument(
         "--range",
@@ -112,6 +126,7 @@ def run(arguments: argparse.Namespace) -> None:
     shapes = _shapes(bundle, arguments)
     for graph in arguments.graph or ():
         bundle.manifest.graph(graph)
+        shapes.profiles(graph)
     stages = Stages(arguments.quiet)
     if arguments.backend == "ort-tensorrt":
         _warm_provider(bundle, shapes, arguments, stages)
@@ -177,19 +192,27 @@ def _warm_provider(bundle: Bundle, shapes: Shapes, arguments: argparse.Namespace
 
 
 def _shapes(bundle: Bundle, arguments: argparse.Namespace) -> Shapes:
-    from freeprompt.engines.shapes import DEFAULT_ROWS, Rows, Shapes
+    """Raises UsageError for what the model or the bundle cannot do, before minutes of work."""
+    from freeprompt.contract.errors import UsageError
+    from freeprompt.engines.shapes import Shapes
+    from freeprompt.runtime.inputs.arguments import size_to_latents
+    from freeprompt.runtime.plan import shapes
+    from freeprompt.runtime.plan.limits import Limits
 
-    latents = bundle.manifest.latents
-    rows = DEFAULT_ROWS if arguments.rows is None else arguments.rows
-    shapes = Shapes(
-        tuple(arguments.size or [(latents.width, latents.height)]),
-        tuple(Rows.parse(part) for part in rows.split(",")),
-        arguments.record_rows,
-        arguments.range,
-    )
-    for graph in bundle.manifest.graphs:
-        shapes.profiles(bundle.manifest, graph)  # a size that the model cannot take, before minutes of work
-    return shapes
+    manifest, recorded = bundle.manifest, arguments.record_rows
+    sizes = [size_to_latents(manifest.latents, size) for size in arguments.size or (None,)]
+    if arguments.rows is None:
+        limits = Limits() if arguments.max_rows is None else Limits(rows=arguments.max_rows)
+        prompts = arguments.prompts or (1,)
+        found = shapes.usual_sizes(manifest, sizes, prompts, arguments.record, limits, recorded)
+        return Shapes(found, arguments.range)
+    for option in ("prompts", "record", "max_rows"):
+        if getattr(arguments, option) is not None:
+            name = option.replace("_", "-")
+            raise UsageError(f"--rows says which batches there are, and --{name} would find them: leave one out")
+    batches = [shapes.Batch.parse(part) for part in arguments.rows.split(",")]
+    found = shapes.joined(shapes.batches_to_sizes(manifest, batches, size, recorded) for size in sizes)
+    return Shapes(found, arguments.range)
 
 
 def _outcome_to_line(outcome: Outcome) -> str:
@@ -204,6 +227,10 @@ def _outcome_to_line(outcome: Outcome) -> str:
         f"{metadata.build_seconds:.0f} s, scratch {metadata.device_memory_bytes / 1e6:.1f} MB, "
         f"differs from ONNX Runtime by {worst:.1e}{fused}"
     )
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(options.positive_integer(part) for part in text.split(","))
 
 
 def _gibibytes(text: str) -> int:

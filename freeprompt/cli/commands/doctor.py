@@ -6,7 +6,7 @@ import argparse
 
 from freeprompt.cli import options
 from freeprompt.cli.json_text import value_to_json
-from freeprompt.cli.message import escaped
+from freeprompt.contract.text import escaped
 
 DESCRIPTION = """\
 Say which backends can be used here: installed packages, GPU and driver, what --backend auto takes

@@ -93,11 +93,11 @@ def run(arguments: argparse.Namespace) -> None:
 
     stages = Stages(arguments.quiet or arguments.plan)
     settings = options.edit_settings(arguments)
-    settings["record"] = _record_mode(arguments)
     with stages.stage("loading"):
         editor = options.load_editor(arguments, verify=not arguments.plan)
         # Also where nothing is printed: a wrong argument is told now, not after the inversion.
         known = open_source(editor, arguments, stages) if is_saved(arguments.image) else None
+        settings["record"] = editor.record_mode(arguments.record, _edited_again(arguments), **settings)
         plans = editor.plan(arguments.prompts, steps=arguments.steps, size=arguments.size, inversion=known, **settings)
     if arguments.plan:
         print(plan_to_text(plans))
@@ -124,12 +124,9 @@ def run(arguments: argparse.Namespace) -> None:
     stages.report(*named, *filter(None, (latents_file, saved, sheet)), *notes)
 
 
-def _record_mode(arguments: argparse.Namespace) -> str:
-    """One edit of a picture needs one graph without a record, and two more to load with it: recording pays from the
-    second edit on, or where the record is kept."""
-    mode: str = arguments.record
-    several = len(arguments.prompts) > 1 or arguments.save_inversion is not None or is_saved(arguments.image)
-    return "none" if mode == "auto" and not several else mode
+def _edited_again(arguments: argparse.Namespace) -> bool:
+    """Whether this edit's record serves another one: several prompts, or an inversion that was kept or is to be."""
+    return len(arguments.prompts) > 1 or arguments.save_inversion is not None or is_saved(arguments.image)
 
 
 def _source(editor: Editor, inversion: Inversion, arguments: argparse.Namespace) -> Image.Image:

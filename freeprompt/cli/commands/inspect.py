@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from freeprompt.cli import options
 from freeprompt.cli.json_text import value_to_json
-from freeprompt.cli.message import escaped
+from freeprompt.contract.text import escaped
 
 if TYPE_CHECKING:
     from freeprompt.contract.bundle import Bundle

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from freeprompt.cli import guard, options, writing
-from freeprompt.cli.message import escaped
 from freeprompt.cli.stages import Stages
 from freeprompt.contract import defaults
 from freeprompt.contract.errors import Cancelled, FreePromptError
+from freeprompt.contract.text import escaped
 
 if TYPE_CHECKING:
     from freeprompt.editor import Editor

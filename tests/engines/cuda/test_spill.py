@@ -28,6 +28,7 @@ from freeprompt.engines.onnxruntime.captured import BoundOnnxRuntimeBackend
 from freeprompt.engines.tensorrt.backend import TensorRTBackend
 from freeprompt.runtime.execute import StepResult
 from freeprompt.runtime.pipeline import Limits
+from freeprompt.runtime.plan import records
 from freeprompt.runtime.plan.plan import Plan, RecordPass, plan_to_text
 from freeprompt.runtime.plan.schedule import Schedule
 from freeprompt.runtime.plan.settings import EditSettings
@@ -294,7 +295,7 @@ def test_no_memory_left_while_sending_for_it(eager: tuple[int, ...]) -> None:
 def test_how_many_passes_stay(rows: tuple[int, ...], budget: int | None, resident: int) -> None:
     """Ten bytes a row; two of the largest passes are kept free where not all stay."""
     passes = [RecordPass(tuple(range(n)), tuple(range(n))) for n in rows]
-    assert recording.resident_passes(passes, 10, budget) == resident
+    assert records.resident_passes(passes, 10, budget) == resident
 
 
 def test_the_plan_says_where_the_record_lies(bundle: Bundle) -> None:

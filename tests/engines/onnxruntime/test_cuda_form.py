@@ -19,15 +19,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 from freeprompt.contract.bundle import Bundle
 from freeprompt.contract.errors import BackendError
-from freeprompt.contract.parity import compare
-from freeprompt.engines.comparison import profile_to_sizes, reference_outputs, seeded_inputs
+from freeprompt.engines.comparison import compare, profile_to_sizes, seeded_inputs
 from freeprompt.engines.onnxruntime import cuda_form
 from freeprompt.engines.onnxruntime.cuda_form import RewrittenGraph, fuse_for_cuda
-from freeprompt.engines.shapes import Rows, Shapes
+from freeprompt.engines.reference import reference_outputs
 from tests.engines.cuda.barrier import loaded_transpositions
 from tests.engines.onnxruntime.cuda_reference import to_standard
+from tests.shapes import shapes_of
 
-SHAPES = Shapes(((64, 64), (96, 64)), (Rows(2, 1), Rows(3, 1)))
 GRAPHS = ("step", "step_recorded", "step_recording", "record", "text_encoder", "vae_encoder", "vae_decoder")
 Fused = Callable[[str], RewrittenGraph]
 
@@ -47,7 +46,7 @@ def test_the_rewritten_graph_means_the_same(bundle: Bundle, rewritten: Fused, gr
     Bound: the same sums in another order, in single precision; a transposed axis or a lost bias gives above 1e-2.
     """
     session = open_on_cpu(rewritten(graph).model, bundle.path)
-    for profile in SHAPES.profiles(bundle.manifest, graph):
+    for profile in shapes_of(bundle.manifest, (64, 64), (96, 64), rows="2,3").profiles(graph):
         sizes = profile_to_sizes(profile)
         names = [output.name for output in session.get_outputs()]
         values = session.run(names, seeded_inputs(bundle.manifest, graph, sizes))

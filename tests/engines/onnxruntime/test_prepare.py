@@ -35,12 +35,12 @@ from freeprompt.engines.onnxruntime.cuda_form import RewrittenGraph
 from freeprompt.engines.onnxruntime.prepare import Preparation, prepare_bundle
 from freeprompt.engines.onnxruntime.prepared_metadata import CudaTiming, PreparedMetadata, prepared_metadata_from_json
 from freeprompt.engines.onnxruntime.prepared_store import CudaStore
-from freeprompt.engines.shapes import Rows, Shapes
+from freeprompt.engines.shapes import Shapes
 from tests.engines.cuda.fake_cuda import FakeCudart
 from tests.engines.onnxruntime.cuda_reference import to_standard
 from tests.engines.onnxruntime.fake_onnxruntime import FakeOrtSession
+from tests.shapes import shapes_of
 
-SHAPES = Shapes(((64, 64),), (Rows(1, 1), Rows(2, 1)))
 VERSION = ort.__version__
 Fused = Callable[[str], RewrittenGraph]
 
@@ -85,6 +85,10 @@ class Halved:
         return {n: HostArray(0.5 * v.numpy()) for n, v in self._session.run(feeds).items()}
 
 
+def usual(bundle: Bundle) -> Shapes:
+    return shapes_of(bundle.manifest, (64, 64), rows="1,2")
+
+
 def store_of(bundle: Bundle, version: str = VERSION, device: str = "GPU") -> CudaStore:
     return CudaStore(bundle, version, device)
 
@@ -94,10 +98,11 @@ def prepare(
     rewritten: Fused,
     *graphs: str,
     backend: CpuBackend | None = None,
-    shapes: Shapes = SHAPES,
+    shapes: Shapes | None = None,
     device: str = "GPU",
 ) -> list[Preparation]:
     backend, store = backend or CpuBackend(), store_of(bundle, device=device)
+    shapes = shapes or usual(bundle)
     return list(prepare_bundle(bundle, shapes, backend, store, graphs, fuse=lambda path, graph: rewritten(graph)))
 
 
@@ -137,7 +142,7 @@ def test_every_graph_by_default_and_once(bundle: Bundle, rewritten: Fused, times
     assert [(p.how, p.refused) for p in again] == [("kept", None)] * len(first)
     assert backend.opened == []
     # Another size has not been checked.
-    (more,) = prepare(bundle, rewritten, "step", shapes=Shapes(((96, 64),), (Rows(2, 1),)))
+    (more,) = prepare(bundle, rewritten, "step", shapes=shapes_of(bundle.manifest, (96, 64), rows="2"))
     assert more.how == "prepared"
 
 
@@ -178,7 +183,7 @@ def test_a_graph_that_cannot_be_rewritten_leaves_the_others(
         return rewritten(graph)
 
     graphs = ("step", "text_encoder")
-    first, second = prepare_bundle(bundle, SHAPES, CpuBackend(), store_of(bundle), graphs, fuse=fuse)
+    first, second = prepare_bundle(bundle, usual(bundle), CpuBackend(), store_of(bundle), graphs, fuse=fuse)
     assert (first.refused, second.refused) == ("fused 3 of 4 group norms", None)
     assert store_of(bundle).model("step") is None and store_of(bundle).model("text_encoder") is not None
 
@@ -186,7 +191,7 @@ def test_a_graph_that_cannot_be_rewritten_leaves_the_others(
 def test_packages_are_missed_before_anything_is_done(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sympy", None)
     with pytest.raises(BackendError, match="sympy cannot be imported"):
-        list(prepare_bundle(bundle, SHAPES, CpuBackend(), store_of(bundle)))
+        list(prepare_bundle(bundle, usual(bundle), CpuBackend(), store_of(bundle)))
     assert not bundle.engines.exists()
 
 
@@ -253,7 +258,7 @@ def test_the_graph_that_was_checked_is_rewritten(bundle: Bundle, rewritten: Fuse
         seen.append({file.name: file.read_bytes() for file in path.parent.iterdir()})
         return rewritten(graph)
 
-    (done,) = prepare_bundle(opened, SHAPES, CpuBackend(), store_of(opened), ("vae_decoder",), fuse=fuse)
+    (done,) = prepare_bundle(opened, usual(opened), CpuBackend(), store_of(opened), ("vae_decoder",), fuse=fuse)
     assert seen == [held]
     assert done.how == "prepared"
 
@@ -336,18 +341,18 @@ def test_the_command_tells_what_became_of_each_graph(
 ) -> None:
     times[:] = [8.0, 4.0]
     with pytest.raises(BackendError, match="backend 'cuda' is not there"):
-        cuda_build.prepare(bundle, SHAPES, (), Stages(quiet=True), quiet=False)
+        cuda_build.prepare(bundle, usual(bundle), (), Stages(quiet=True), quiet=False)
     monkeypatch.setattr(library, "check_available", lambda name: None)
     monkeypatch.setattr(library, "cuda_problem", lambda: "no driver")
     with pytest.raises(BackendError, match="no driver"):
-        cuda_build.prepare(bundle, SHAPES, (), Stages(quiet=True), quiet=False)
+        cuda_build.prepare(bundle, usual(bundle), (), Stages(quiet=True), quiet=False)
     assert not bundle.engines.exists(), "before any work"
     monkeypatch.setattr(library, "cuda_problem", lambda: None)
     cpu, backend = OnnxRuntimeBackend("cpu", 1), CpuBackend()
     monkeypatch.setattr(onnxruntime_backend, "OnnxRuntimeBackend", lambda name, threads=1: backend)
     monkeypatch.setattr(backend, "open", cpu.open)  # the reference of the parity
     monkeypatch.setattr(backend, "open_model", lambda bundle, graph, model: cpu.open(bundle, graph))
-    cuda_build.prepare(bundle, SHAPES, ("text_encoder",), Stages(quiet=True), quiet=False)
+    cuda_build.prepare(bundle, usual(bundle), ("text_encoder",), Stages(quiet=True), quiet=False)
     line = capsys.readouterr().out.splitlines()[0]
     assert line.startswith("prepared text_encoder: ") and "MultiHeadAttention" in line
     assert "differs from ONNX Runtime on the CPU by" in line and "4 ms where it takes 8 as exported" in line

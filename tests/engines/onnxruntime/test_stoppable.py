@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -287,7 +288,13 @@ def test_a_loop_without_end(tiny_bundle: Path, tmp_path: Path, name: str) -> Non
     assert (done.returncode, done.stdout) == (0, "interrupted\n(1, 77, 32) 2\n"), done.stderr
 
 
-@pytest.mark.parametrize("model", [loop, constants_without_end])
+LOADS_STOP = pytest.mark.skipif(
+    tuple(int(part) for part in ort.__version__.split(".")[:2]) < (1, 32),
+    reason="onnxruntime 1.21 to 1.26 hold Python's lock while they load; what is between was not looked at",
+)
+
+
+@pytest.mark.parametrize("model", [loop, pytest.param(constants_without_end, marks=LOADS_STOP)])
 def test_the_command_ends_in_a_graph_without_end(tiny_bundle: Path, tmp_path: Path, model: Callable[[], bytes]) -> None:
     """Where the library does not hear that it should stop, as while it loads, it is left behind."""
     bundle = write(tiny_bundle, tmp_path / "bundle", model())

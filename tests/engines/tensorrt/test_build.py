@@ -17,7 +17,7 @@ from freeprompt.contract.bundle import Bundle
 from freeprompt.contract.errors import BackendError, UsageError
 from freeprompt.contract.precision import Float32Part, HalfPrecision
 from freeprompt.engines.artifacts.signature import Signature
-from freeprompt.engines.shapes import Profile, Rows, Shapes, choose_profile
+from freeprompt.engines.shapes import Profile, Shapes, choose_profile
 from freeprompt.engines.tensorrt.builder import BuilderSettings
 from freeprompt.engines.tensorrt.bundle_build import BundleBuild, build_bundle
 from freeprompt.engines.tensorrt.engine import text_to_inspection
@@ -26,7 +26,9 @@ from freeprompt.engines.tensorrt.metadata import metadata_from_json
 from freeprompt.engines.tensorrt.progress import BuildProgress
 from freeprompt.engines.tensorrt.store import EngineStore
 from freeprompt.engines.tensorrt.store import Machine as Target
+from freeprompt.runtime.plan.shapes import Batch
 from tests.engines.conftest import SIZE, Machine
+from tests.shapes import shapes_of
 
 GRAPH = "text_encoder"  # the quickest
 
@@ -79,7 +81,7 @@ def test_parts_that_must_stay_float32_are_not_left_to_the_old_version(bundle: Bu
 
 
 def test_settings_reach_the_builder(bundle: Bundle) -> None:
-    shapes = Shapes((SIZE,), (Rows(1, 1),))
+    shapes = shapes_of(bundle.manifest, SIZE, rows="1")
     build = BundleBuild(shapes, graphs=(GRAPH,), workspace_bytes=1 << 22, optimization_level=5)
     machine = Machine.create()
     (outcome,) = build_bundle(bundle, build, machine.backend)
@@ -88,11 +90,10 @@ def test_settings_reach_the_builder(bundle: Bundle) -> None:
 
 
 def test_profiles_are_exact_by_default_and_a_range_on_request(bundle: Bundle) -> None:
-    manifest, rows = bundle.manifest, (Rows(1, 1), Rows(3, 1))
-    exact = Shapes(((64, 64), (96, 64)), rows).profiles(manifest, "step")
+    exact = shapes_of(bundle.manifest, (64, 64), (96, 64), rows="1,3").profiles("step")
     assert len(exact) == 4 and all(profile.is_static for profile in exact)
     assert exact[0].dims["rows"] == (1, 1, 1) and exact[2].dims["width"] == (24, 24, 24)
-    (ranged,) = Shapes(((64, 64), (96, 64)), rows, ranged=True).profiles(manifest, "step")
+    (ranged,) = shapes_of(bundle.manifest, (64, 64), (96, 64), rows="1,3", ranged=True).profiles("step")
     assert ranged.dims["rows"] == (1, 1, 3) and ranged.dims["width"] == (16, 16, 24)
     assert ranged.bind({**{n: b for n, (_, b, _) in ranged.dims.items()}, "rows": 2}) is not None
 
@@ -108,16 +109,16 @@ def test_the_profile_with_the_least_waste_is_chosen() -> None:
 @pytest.mark.parametrize("text", ["", "0", "3:4", "a", "1:0", "-1", "9999"])
 def test_rows_that_cannot_be_used(text: str) -> None:
     with pytest.raises(UsageError):
-        Rows.parse(text)
+        Batch.parse(text)
 
 
 def test_rows_have_the_latents_of_an_edit() -> None:
-    assert [Rows.parse(t).latents for t in ("1", "2", "3", "4", "5", "8", "4:4")] == [1, 1, 1, 2, 2, 4, 4]
+    assert [Batch.parse(t).latents for t in ("1", "2", "3", "4", "5", "8", "4:4")] == [1, 1, 1, 2, 2, 4, 4]
 
 
 def test_a_size_that_the_model_cannot_take(bundle: Bundle) -> None:
-    with pytest.raises(UsageError, match="multiple of 8"):
-        Shapes(((60, 64),), (Rows(1, 1),)).profiles(bundle.manifest, "step")
+    with pytest.raises(UsageError, match="multiples of 8 pixels"):
+        shapes_of(bundle.manifest, (60, 64), rows="1")
 
 
 def test_what_was_built_is_kept_and_its_metadata_tells_all(bundle: Bundle) -> None:
@@ -297,7 +298,7 @@ def test_engines_from_elsewhere_are_loaded_only_when_adopted(
     with pytest.raises(BackendError, match="--trust"):
         machine.backend.open(bundle, GRAPH)
     assert refusals(machine, bundle, trust=True) == ["None"]
-    build = BundleBuild(Shapes((SIZE,), (Rows(1, 1), Rows(2, 1), Rows(3, 1))), graphs=(GRAPH,), trust=True)
+    build = BundleBuild(shapes_of(bundle.manifest, SIZE, rows="1,2,3"), graphs=(GRAPH,), trust=True)
     how = [outcome.how for outcome in build_bundle(bundle, build, machine.backend)]
     assert how == ["adopted", "kept"]
     assert refusals(machine, bundle) == ["None"]
@@ -347,7 +348,7 @@ def test_lost_fusion_is_told(bundle: Bundle) -> None:
     machine = Machine.create()
     lines: list[str] = []
     machine.trt.layers = [{"Name": "softmax"}]
-    build = BundleBuild(Shapes((SIZE,), (Rows(1, 1),)), graphs=("step",))
+    build = BundleBuild(shapes_of(bundle.manifest, SIZE, rows="1"), graphs=("step",))
     list(build_bundle(bundle, build, machine.backend, progress=lines.append))
     assert "step: only 0 fused attention kernels for 8 attention layers; expect it to be slow" in lines
 
@@ -381,4 +382,4 @@ def test_settings_that_cannot_be() -> None:
     with pytest.raises(UsageError):
         BuilderSettings("float32", optimization_level=6)
     with pytest.raises(UsageError):
-        BundleBuild(Shapes((SIZE,), (Rows(1, 1),)), engines="speed")
+        BundleBuild(Shapes({}), engines="speed")

@@ -14,9 +14,9 @@ from freeprompt.contract.errors import UsageError
 from freeprompt.contract.manifest import Manifest
 from freeprompt.runtime.plan.plan import Plan, RecordPass, plan_to_text, step_to_inputs
 from freeprompt.runtime.plan.planner import plan_edit, plan_generation, plan_inversion, plan_synthesis
+from freeprompt.runtime.plan.records import choose_passes
 from freeprompt.runtime.plan.schedule import Schedule
 from freeprompt.runtime.plan.settings import EditSettings
-from freeprompt.runtime.source.recording import choose_passes
 
 DEFAULT = EditSettings(7.5, 0.8, "", (1, 2, 3, 4))
 
