@@ -20,6 +20,8 @@ ROOT = Path(__file__).parents[1]
 # On models this small threads that wait for each other cost far more than two threads gain.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Where it is set, Python holds nothing back that a stream does not take; users' processes do.
+os.environ.pop("PYTHONUNBUFFERED", None)
 # What runtimes have shown to compute right; not in the home of whoever runs the tests.
 os.environ.setdefault("FREEPROMPT_CACHE", str(ROOT / "build" / "tests" / "cache"))
 # A shell starts what it puts in the background with Ctrl-C ignored; tests that send one, to themselves or to a process

@@ -146,6 +146,8 @@ def guarded(run: Callable[[], None], owns_process: bool) -> int:
     finally:
         sys.unraisablehook = hook
         interrupts.remove(ending=owns_process)
+    if owns_process:
+        _drop_what_cannot_be_written(sys.stderr)
     if owns_process and interrupts.received is not None:
         _end_beside_a_busy_library(code)
     return code
@@ -172,7 +174,7 @@ def _translated(run: Callable[[], None], interrupts: _Interrupts) -> int:
         return _ended_by(interrupts)
     except BrokenPipeError:
         # The reader has enough. Python would complain again when it flushes at the end.
-        _point_to_nothing()
+        _point_to_nothing(sys.stdout)
         return FAILED
     except BaseException as error:
         # An import or a callback that an interrupt broke can come out as any other error.
@@ -195,7 +197,7 @@ def _failed(error: BaseException) -> int:
     elif isinstance(error, OSError) and error.filename is None and error.errno is not None:
         # Files are opened with their names; what has none is the standard output.
         say_error(f"error: cannot write the output: {error.strerror}")
-        _point_to_nothing()
+        _point_to_nothing(sys.stdout)
     else:
         say_error(
             f"error: unexpected {type(error).__name__}: {error} -- please report this, "
@@ -267,9 +269,18 @@ def _make_streams_safe() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _point_to_nothing() -> None:
+def _point_to_nothing(stream: TextIO | None) -> None:
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # type: ignore[union-attr]
+
+
+def _drop_what_cannot_be_written(stream: TextIO | None) -> None:
+    """Python ends with 120 where the stream still holds something at its own end that nobody takes."""
+    try:
+        if stream is not None:
+            stream.flush()
+    except (OSError, ValueError):
+        _point_to_nothing(stream)
 
 
 __all__ = [
