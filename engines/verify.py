@@ -1,7 +1,7 @@
 """Known answers: whatever runs a graph first shows, once on each machine, that it computes what the model computes.
 
 Runtimes have been wrong without a word: ONNX Runtime 1.20.0 to 1.21.0 compute attention with a bias as input wrong, by
-0.44 of its magnitude. A bundle brings small inputs and outputs of each of its graphs; a session is believed when it has
+0.53 of its magnitude. A bundle brings small inputs and outputs of each of its graphs; a session is believed when it has
 given them.
 """
 
