@@ -194,10 +194,7 @@ def explain(errors: list[str]) -> str:
     text = " ".join(errors)
     turing = re.search(r"Cannot compile operation '([^']+)' for Turing \(SM75\): (.+?)\. In", text)
     if turing:
-        return (
-            f"{turing.group(2)} on Turing (sm75), and node {turing.group(1)} needs it; leave sm75 out, or export in "
-            "float16"
-        )
+        return f"{turing.group(2)} on Turing (sm75), and node {turing.group(1)} needs it; leave sm75 out"
     if re.search(r"out of memory|OutOfMemory|allocat\w+ failed|insufficient (device )?memory|bad_alloc", text, re.I):
         return (
             f"out of memory ({_first(errors)}). Build with a smaller --workspace, fewer --rows or a smaller --size, "

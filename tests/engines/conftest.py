@@ -41,8 +41,9 @@ class Machine:
         limit: int = 1 << 30,
         cuda_graphs: bool = True,
         eager: tuple[int, ...] = (),
+        capability: tuple[int, int] = (9, 0),
     ) -> Machine:
-        cudart = FakeCudart(limit, eager=eager)
+        cudart = FakeCudart(limit, eager=eager, capability=capability)
         trt = FakeTensorRT(version, cudart, backend)
         flavour = FLAVOURS[backend]
         library = Library(flavour, trt, Messages(trt, flavour.title))
