@@ -185,6 +185,18 @@ def test_engines_of_an_edit_come_first(bundle: Bundle, monkeypatch: pytest.Monke
     assert {("step", (1,)), ("step", (2,)), ("step", (3,)), ("record", (2,)), ("step_recorded", (2,))} <= first
 
 
+def test_engines_of_tensorrt_rtx_are_built_anywhere(folders: tuple[Path, Path]) -> None:
+    pytest.importorskip("tensorrt_rtx_bindings")
+    found = run(folders, "tensorrt-rtx-build")["tensorrt-rtx-build"]
+    assert set(found) == {wanted.label for wanted in engines.wanted_engines(tiny(folders), (1, 2, 3), more=False)}
+    built = [engine for item in found.values() for engine in item["engines"]]
+    assert all(engine["how"] == "built" and engine["warnings"] == [] and engine["parity"] == [] for engine in built)
+
+
+def tiny(folders: tuple[Path, Path]) -> Bundle:
+    return Bundle.open(folders[0] / "bundle", verify=False)
+
+
 def test_graphs_are_prepared_an_item_each(bundle: Bundle, rewritten: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of an edit; what was found of each goes into the results."""
     from freeprompt.engines.onnxruntime import prepare
