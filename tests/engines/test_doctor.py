@@ -178,7 +178,7 @@ def test_weights_are_counted_once_on_disk_and_once_a_session_in_memory(
 ) -> None:
     bundle = Bundle.open(tiny_bundle)
     sizes = {file.path: file.bytes for file in bundle.manifest.files if file.path.endswith(".weights")}
-    monkeypatch.setattr(footprint, "_host_memory", lambda: 10**9)
+    monkeypatch.setattr(footprint, "free_bytes", lambda: 10**9)
     found = footprint.bundle_to_footprint(bundle, on_gpu=False)
     assert found.weights == found.least == sum(sizes.values())
     copies = sum(sizes.values()) + 2 * sizes["unet.weights"]  # step, record and step_recorded
@@ -201,21 +201,6 @@ def test_weights_are_counted_once_on_disk_and_once_a_session_in_memory(
 )
 def test_whether_weights_fit(available: int | None, said: str) -> None:
     assert said in footprint.Footprint(100, 100, 300, available).verdict
-
-
-def test_memory_is_what_the_system_and_the_container_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    memory, limit = tmp_path / "meminfo", tmp_path / "memory.max"
-    monkeypatch.setattr(footprint, "_MEMORY", memory)
-    monkeypatch.setattr(footprint, "_LIMIT", limit)
-    assert footprint._host_memory() is None, "not Linux"
-    memory.write_text("MemTotal:       900 kB\nMemAvailable:   500 kB\n")
-    assert footprint._host_memory() == 500 * 1024
-    limit.write_text("max\n")
-    assert footprint._host_memory() == 500 * 1024
-    limit.write_text("1024\n")
-    assert footprint._host_memory() == 1024
-    memory.write_text("MemAvailable: none\n")
-    assert footprint._host_memory() is None
 
 
 def test_an_onnxruntime_that_is_refused_is_told_and_nothing_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:

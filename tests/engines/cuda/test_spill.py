@@ -15,7 +15,6 @@ from freeprompt import Editor, Inversion
 from freeprompt.cli import options
 from freeprompt.contract.bundle import Bundle
 from freeprompt.contract.errors import UsageError
-from freeprompt.contract.record_size import RECORD_ROWS
 from freeprompt.contract.session import HostArray
 from freeprompt.editor import Progress
 from freeprompt.engines.cuda.memory import DevicePool, round_up
@@ -30,6 +29,7 @@ from freeprompt.runtime.execute import StepResult
 from freeprompt.runtime.pipeline import Limits
 from freeprompt.runtime.plan import records
 from freeprompt.runtime.plan.plan import Plan, RecordPass, plan_to_text
+from freeprompt.runtime.plan.record_size import RECORD_ROWS
 from freeprompt.runtime.plan.schedule import Schedule
 from freeprompt.runtime.plan.settings import EditSettings
 from freeprompt.runtime.source import recording

@@ -15,7 +15,7 @@ import pytest
 
 from freeprompt.contract.bundle import Bundle
 from freeprompt.contract.errors import BackendError, UsageError
-from freeprompt.contract.precision import Float32Part, HalfPrecision
+from freeprompt.contract.manifest import Float32Part, HalfPrecision
 from freeprompt.engines.artifacts.signature import Signature
 from freeprompt.engines.shapes import Profile, Shapes, choose_profile
 from freeprompt.engines.tensorrt.builder import BuilderSettings

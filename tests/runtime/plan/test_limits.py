@@ -19,11 +19,11 @@ from freeprompt import Editor, Inversion
 from freeprompt.bench.meter import MeteredBackend, rows_by_graph
 from freeprompt.contract.bundle import Bundle
 from freeprompt.contract.errors import FreePromptError, LimitError, PromptTruncatedWarning, UsageError
-from freeprompt.contract.record_size import record_row_bytes
 from freeprompt.contract.session import NumpyArray
 from freeprompt.engines.fake import FakeBackend
 from freeprompt.engines.onnxruntime.backend import OnnxRuntimeBackend
 from freeprompt.runtime.plan.limits import Deadline, Limits
+from freeprompt.runtime.plan.record_size import record_row_bytes
 from tests.runtime.test_threads import answer
 
 STEPS = 5
