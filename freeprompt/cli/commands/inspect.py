@@ -117,7 +117,9 @@ def _ranges(numbers: Sequence[int]) -> str:
 
 def _fused(manifest: Manifest) -> str:
     """How much of the U-Net has the form for ONNX Runtime."""
-    step = manifest.graphs.get("step")
+    from freeprompt.contract.graphs import STEP
+
+    step = manifest.graphs.get(STEP)
     if step is None or step.fused is None:
         return "nothing: the step graph has the standard form only"
     operators = ", ".join(f"{count} {name}" for name, count in step.fused.operators.items()) or "nothing"

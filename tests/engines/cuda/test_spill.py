@@ -39,7 +39,7 @@ from tests.engines.onnxruntime.fake_onnxruntime import FakeOrtSession
 
 STEPS = 10
 PROMPT = "a red cat"
-ROW = 4 * (3 * 256 * 16 + 64 * 32)  # recorded by the tiny model: tests/runtime/test_recording.py
+ROW = 4 * (3 * 256 * 16 + 64 * 32)  # recorded by the tiny model: tests/runtime/source/test_recording.py
 PASS = RECORD_ROWS * ROW
 COPIES = MAIN + 1  # the copy stream
 GpuBackend = TensorRTBackend | BoundOnnxRuntimeBackend
