@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from freeprompt.contract.errors import FreePromptError
 
@@ -46,7 +47,8 @@ def provider_reports(cuda_problem: str | None = None) -> tuple[ProviderReport, .
         for short, name in provider.built_in().items()
     ]
     for package in plugins.find_packages():
-        name, devices, problem = "", (), None
+        name, problem = "", None
+        devices: tuple[Any, ...] = ()
         try:
             plugin = plugins.load_package(package)
             name = next(iter(plugin.ep_names), "")

@@ -111,7 +111,7 @@ class Provider:
         if self.ep_name == TENSORRT:
             given = dict(self.options)
             cuda = {"device_id": given["device_id"]} if "device_id" in given else {}
-            return [(TENSORRT, {**tensorrt_options(bundle), **given}), (CUDA, {**_defaults(CUDA, ()), **cuda})]
+            return [(TENSORRT, {**tensorrt_options(bundle), **given}), (CUDA, {**dict(_defaults(CUDA, ())), **cuda})]
         return [(self.ep_name, dict(self.options))]
 
 
