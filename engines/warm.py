@@ -18,10 +18,10 @@ from freeprompt.engines.tensorrt.progress import Reporter
 
 @runtime_checkable
 class PlacedSession(Protocol):
-    """A session that knows which of its nodes run where, as a text."""
+    """A session that may know which of its nodes run where, to be printed."""
 
     @property
-    def placement(self) -> str: ...
+    def placement(self) -> object | None: ...
 
 
 def warm_bundle(
@@ -46,7 +46,7 @@ def warm_bundle(
     bound = THRESHOLDS[bundle.manifest.precision]
     for graph in graphs or tuple(shapes.sizes):
         session = backend.open(bundle, graph)
-        if isinstance(session, PlacedSession) and session.placement:
+        if isinstance(session, PlacedSession) and session.placement is not None:
             progress(f"{graph}: {session.placement}")
         for profile in shapes.profiles(graph):
             progress(f"running {graph} at {profile}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import onnxruntime as ort
 
 from freeprompt.contract.bundle import Bundle
-from freeprompt.contract.errors import BackendError
+from freeprompt.contract.errors import BackendError, ProviderUnusedWarning
 from freeprompt.contract.manifest import GraphSpec, TensorSpec
 from freeprompt.contract.session import (
     Array,
@@ -25,13 +26,14 @@ from freeprompt.contract.session import (
 from freeprompt.engines.backend_name import ProviderSpec
 from freeprompt.engines.onnxruntime.interrupts import InterruptWatch
 from freeprompt.engines.onnxruntime.library import (
+    Placement,
     check_version,
     failure,
     load_libraries,
-    node_placement,
     onnxruntime_runner,
     open_session,
     prepared_model,
+    session_to_placement,
 )
 from freeprompt.engines.onnxruntime.provider import CUDA, find_provider
 from freeprompt.engines.verify import verify_session
@@ -76,7 +78,7 @@ class OnnxRuntimeSession:
         spec: what the manifest says of the graph.
         cuda_device: the GPU in whose memory results are left; None: they come to the host.
         watch: shared by the sessions of a backend.
-        placement: which of its nodes run where, as a text; "": not said.
+        placement: which of its nodes run where; None: not said.
         on_cpu: whether it is the processor that computes.
     """
 
@@ -87,7 +89,7 @@ class OnnxRuntimeSession:
         spec: GraphSpec,
         cuda_device: int | None = None,
         watch: InterruptWatch | None = None,
-        placement: str = "",
+        placement: Placement | None = None,
         on_cpu: bool = True,
     ) -> None:
         self._graph = graph
@@ -189,20 +191,24 @@ class OnnxRuntimeBackend:
         return self._provider.device
 
     def open(self, bundle: Bundle, graph: str) -> Session:
+        """Warns ProviderUnusedWarning where the provider takes none of the graph's nodes."""
         model = prepared_model(bundle, graph) if self._prepared else None
         session = self.open_model(bundle, graph, model)
         runner = onnxruntime_runner(self._provider, self._fused, model)
         verify_session(bundle, graph, session, runner, None, self._reference)
+        if session.placement is not None and not session.placement.taken:
+            message = f"{self._provider.ep_name} takes no node of graph {graph}, which runs on the CPU"
+            warnings.warn(message, ProviderUnusedWarning, stacklevel=2)
         return session
 
-    def open_model(self, bundle: Bundle, graph: str, model: bytes | None) -> Session:
+    def open_model(self, bundle: Bundle, graph: str, model: bytes | None) -> OnnxRuntimeSession:
         """Open ``model``, an ONNX file whose weights are the bundle's; None: the graph as it was exported.
 
         Without asking for its known answer: for comparisons.
         """
         provider, spec = self._provider, bundle.manifest.graph(graph)
         session = open_session(bundle, graph, provider, self._threads, self._fused, model)
-        placement = "" if provider.is_cpu else node_placement(session, provider.ep_name)
+        placement = session_to_placement(session, provider)
         on_cpu = provider.device == "cpu"
         return OnnxRuntimeSession(graph, session, spec, provider.cuda_device, self._watch, placement, on_cpu)
 

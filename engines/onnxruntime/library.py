@@ -11,6 +11,7 @@ import re
 import sys
 import weakref
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -155,17 +156,30 @@ def _load(source: Any, options: Any, provider: Provider, providers: list[Any], g
         raise BackendError(f"ONNX Runtime {ort.__version__} cannot load graph {graph}{where}: {detail}") from error
 
 
-def node_placement(session: Any, ep_name: str) -> str:
-    """How many of a session's nodes run on the provider and not on the CPU; "" where the library does not say."""
-    if not hasattr(session, "get_provider_graph_assignment_info"):
-        return ""
+@dataclass(frozen=True)
+class Placement:
+    """How many of a graph's nodes run on a provider; the others run on the CPU."""
+
+    ep_name: str
+    taken: int
+    nodes: int
+
+    def __str__(self) -> str:
+        others = ", the others on the CPU" if self.taken < self.nodes else ""
+        return f"{self.taken} of {self.nodes} nodes on {self.ep_name}{others}"
+
+
+def session_to_placement(session: Any, provider: Provider) -> Placement | None:
+    """What the provider has taken; None: this is the CPU, or the library does not say (before 1.24)."""
+    if provider.is_cpu or not hasattr(session, "get_provider_graph_assignment_info"):
+        return None
     counts: Counter[str] = Counter()
     try:
         for part in session.get_provider_graph_assignment_info():
             counts[part.ep_name] += len(part.get_nodes())
     except Exception:  # it was not noted
-        return ""
-    return f"{counts[ep_name]} of {counts.total()} nodes on {ep_name}, the others on the CPU"
+        return None
+    return Placement(provider.ep_name, counts[provider.ep_name], sum(counts.values()))
 
 
 def onnxruntime_runner(provider: Provider, fused: bool, model: bytes | None) -> Runner:

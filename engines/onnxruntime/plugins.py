@@ -98,9 +98,13 @@ def load_package(package: PluginPackage) -> Plugin:
 
 def library_to_plugin(spec: ProviderSpec) -> Plugin:
     """The plug-in whose library is named by path. Raises BackendError if there is no such file."""
-    path = Path(spec.library).expanduser().absolute()
-    if not path.is_file():
-        raise BackendError(f"backend {str(spec)!r}: there is no library {path}")
+    try:
+        path = Path(spec.library).expanduser().absolute()
+        found = path.is_file()
+    except (OSError, RuntimeError):  # a name that is too long, or a home that is not known
+        found = False
+    if not found:
+        raise BackendError(f"backend {str(spec)!r} cannot be used: there is no file {spec.library!r}")
     return Plugin(spec.name, str(path), str(path), (spec.name,))
 
 

@@ -294,6 +294,7 @@ def test_the_cuda_backend_opens_what_was_prepared(
     )
     monkeypatch.setattr(onnxruntime_backend, "open_session", lambda *args: models.append(args[-1]))
     monkeypatch.setattr(OnnxRuntimeSession, "__init__", lambda self, *args: None)
+    monkeypatch.setattr(OnnxRuntimeSession, "placement", None, raising=False)
     monkeypatch.setattr(onnxruntime_backend, "verify_session", lambda *args: None)
     OnnxRuntimeBackend("cuda").open(bundle, "step")
     OnnxRuntimeBackend("cuda", prepared=False).open(bundle, "step")
