@@ -202,18 +202,19 @@ def test_a_plugin_without_a_device_here(folder: Path, registry: FakeRegistry, mo
     report = doctor.examine()
     (idle,) = (one for one in report.providers if one.backend == "ort:idle")
     assert (idle.ep_name, idle.devices) == ("IdleExecutionProvider", ())
-    line = "  ort:idle  IdleExecutionProvider, onnxruntime-ep-idle 1.2: registered, lists no device on this machine"
-    assert line in doctor.report_to_lines(report)
+    line = "ort:idle IdleExecutionProvider, onnxruntime-ep-idle 1.2: registered, lists no device on this machine"
+    assert line in [" ".join(line.split()) for line in doctor.report_to_lines(report)]
 
 
 def test_doctor_lists_devices_and_what_cannot_be_loaded(folder: Path, registry: FakeRegistry) -> None:
     library = write_package(folder, "onnxruntime-ep-good", "GoodExecutionProvider")
     write_package(folder, "onnxruntime-ep-spoiled", more="raise ImportError('half an installation')")
     registry.devices = {str(library): [device("GoodExecutionProvider", library, FULL_DEVICE_NAME="A processor")]}
-    text = "\n".join(provider_report.providers_to_lines(provider_report.provider_reports("no driver")))
-    assert "ort:good     GoodExecutionProvider, onnxruntime-ep-good 1.2: CPU (A processor)" in text
-    assert "ort:spoiled  onnxruntime-ep-spoiled 1.2: " in text and "half an installation" in text
-    assert "ort:cpu      CPUExecutionProvider, built in" in text
+    lines = provider_report.providers_to_lines(provider_report.provider_reports("no driver"))
+    text = "\n".join(" ".join(line.split()) for line in lines)
+    assert "ort:good GoodExecutionProvider, onnxruntime-ep-good 1.2: CPU (A processor)" in text
+    assert "ort:spoiled onnxruntime-ep-spoiled 1.2: " in text and "half an installation" in text
+    assert "ort:cpu CPUExecutionProvider, built in" in text
 
 
 def test_doctor_says_why_cuda_cannot_be_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
