@@ -71,14 +71,9 @@ def find_packages() -> list[PluginPackage]:
     """Every plug-in that is installed, by name."""
     found: dict[str, PluginPackage] = {}
     for distribution in metadata.distributions():
-        name = distribution.metadata["Name"] or ""
-        if _WORD not in re.split(r"[-_.]+", name.lower()):
-            continue
-        files = distribution.files or []
-        folders = {file.parts[0] for file in files if len(file.parts) > 1 and _LIBRARY.fullmatch(file.name)}
-        for module in sorted(folders):
-            if module.isidentifier() and any(file.parts == (module, "__init__.py") for file in files):
-                found.setdefault(module, PluginPackage(name, distribution.version, module))
+        with contextlib.suppress(Exception):  # what pip left half removed has no name, or none of its files
+            for package in _distribution_to_packages(distribution):
+                found.setdefault(package.module, package)
     return sorted(found.values(), key=lambda package: package.name)
 
 
@@ -174,6 +169,17 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         ort.set_default_logger_severity(_LOG_WARNING)
+
+
+def _distribution_to_packages(distribution: metadata.Distribution) -> Iterator[PluginPackage]:
+    name = str(distribution.metadata["Name"])
+    if _WORD not in re.split(r"[-_.]+", name.lower()):
+        return
+    files = distribution.files or []
+    folders = {file.parts[0] for file in files if len(file.parts) > 1 and _LIBRARY.fullmatch(file.name)}
+    for module in sorted(folders):
+        if module.isidentifier() and any(file.parts == (module, "__init__.py") for file in files):
+            yield PluginPackage(name, distribution.version, module)
 
 
 def _declared(module: Any) -> tuple[str, ...]:

@@ -46,6 +46,7 @@ def test_packages_are_found_by_their_names_and_libraries_and_not_imported(folder
     failing = "raise RuntimeError('imported')"
     for name in ("onnxruntime-ep-one", "maker-ep-two", "step-by-step", "onnxruntime_epoch"):
         write_package(folder, name, more=failing)
+    (folder / "half_ep_removed-1.0.dist-info").mkdir()
     write_package(folder, "pure-ep-python")
     (folder / "pure_ep_python-1.2.dist-info" / "RECORD").write_text("pure_ep_python/__init__.py,,\n")
     found = plugins.find_packages()
