@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 
 from freeprompt import Editor, ProviderUnusedWarning
@@ -21,7 +22,7 @@ from freeprompt.editor import demo_bundle
 from freeprompt.engines import verify
 from freeprompt.engines.comparison import seeded_inputs, small_sizes
 from freeprompt.engines.onnxruntime import backend as onnxruntime_backend
-from freeprompt.engines.onnxruntime.backend import OnnxRuntimeBackend, OnnxRuntimeSession
+from freeprompt.engines.onnxruntime.backend import DeviceArray, OnnxRuntimeBackend, OnnxRuntimeSession
 from freeprompt.engines.select import create_backend
 from freeprompt.engines.warm import warm_bundle
 from tests.damage import Json, copy_bundle, edit_manifest
@@ -148,6 +149,42 @@ def test_a_bundle_without_answers_is_compared_once(
     assert made[3:] == [f"ort:{PLUGIN},another=option", "cpu"], "with other options it has to show it again"
     Counted("cpu", 1).open(without_answers, "step")
     assert made[5:] == ["cpu"], "there is nothing to compare the CPU with"
+
+
+def test_results_are_left_on_the_gpu_that_was_chosen(tiny_bundle: Path) -> None:
+    """On a session that binds as ONNX Runtime's does, and computes on the CPU."""
+    bundle = Bundle.open(tiny_bundle)
+    on_cpu = OnnxRuntimeBackend("cpu", 1).open(bundle, "text_encoder")
+    ids = np.zeros((1, 77), np.int32)
+
+    class Binding:
+        def __init__(self) -> None:
+            self.inputs: dict[str, Any] = {}
+            self.outputs: list[tuple[str, str, int]] = []
+            self.bind_cpu_input = self.inputs.__setitem__
+
+        def bind_output(self, name: str, device: str, number: int) -> None:
+            self.outputs.append((name, device, number))
+
+        def get_outputs(self) -> list[Any]:
+            results = on_cpu.run(self.inputs)
+            return [ort.OrtValue.ortvalue_from_numpy(results[name].numpy()) for name, _, _ in self.outputs]
+
+    class Session:
+        binding = Binding()
+        get_inputs, get_outputs = on_cpu._session.get_inputs, on_cpu._session.get_outputs  # type: ignore[attr-defined]
+
+        def io_binding(self) -> Binding:
+            return self.binding
+
+        def run_with_iobinding(self, binding: Binding, options: Any) -> None:
+            assert binding is self.binding
+
+    session = OnnxRuntimeSession("text_encoder", Session(), bundle.manifest.graph("text_encoder"), cuda_device=1)
+    result = session.run({"input_ids": ids})["encoder_hidden_states"]
+    assert isinstance(result, DeviceArray)
+    np.testing.assert_array_equal(result.numpy(), on_cpu.run({"input_ids": ids})["encoder_hidden_states"].numpy())
+    assert Session.binding.outputs == [("encoder_hidden_states", "cuda", 1)]
 
 
 def test_small_sizes_are_run_by_every_graph(tiny_bundle: Path) -> None:
