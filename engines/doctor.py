@@ -14,6 +14,7 @@ from freeprompt.contract.errors import BackendError
 from freeprompt.engines.bundle_report import BundleReport, bundle_to_lines, bundle_to_report
 from freeprompt.engines.cuda.runtime import CudaRuntime, DeviceInfo
 from freeprompt.engines.onnxruntime.prepared_store import CudaStore
+from freeprompt.engines.provider_report import ProviderReport, provider_reports, providers_to_lines
 from freeprompt.engines.select import Candidate, candidates
 from freeprompt.engines.tensorrt.library import import_tensorrt
 from freeprompt.engines.tensorrt.store import EngineStore, Machine
@@ -58,7 +59,7 @@ class Report:
 
     Attributes:
         packages: name -> version of what is installed.
-        providers: of ONNX Runtime.
+        providers: of ONNX Runtime, built in and plug-ins, and what of them can be used.
         gpu, gpu_problem: the device, or why none can be used; likewise for TensorRT.
         chosen: what "auto" takes; "" if nothing can be used.
         candidates: what it considered.
@@ -72,7 +73,7 @@ class Report:
     python: str
     system: str
     packages: dict[str, str]
-    providers: tuple[str, ...]
+    providers: tuple[ProviderReport, ...]
     gpu: DeviceInfo | None
     gpu_problem: str | None
     tensorrt: str | None
@@ -104,7 +105,7 @@ def examine(bundle: Bundle | None = None, damaged: BundleReport | None = None) -
         python=f"{platform.python_version()} ({sys.executable})",
         system=f"{platform.system()} {platform.machine()}",
         packages=packages,
-        providers=_providers(),
+        providers=provider_reports(next((c.problem for c in considered if c.name == "cuda"), None)),
         gpu=gpu,
         gpu_problem=gpu_problem,
         tensorrt=tensorrt,
@@ -125,7 +126,8 @@ def report_to_lines(report: Report) -> Iterator[str]:
     for name, version in report.packages.items():
         yield f"{name:<13} {version}"
     if report.onnxruntime:
-        yield f"providers     {', '.join(report.providers)} (of onnxruntime {report.onnxruntime})"
+        yield f"providers     --backend takes these (of onnxruntime {report.onnxruntime})"
+        yield from providers_to_lines(report.providers)
     else:
         yield "providers     none: onnxruntime is not installed"
     if report.gpu is not None:
@@ -183,14 +185,6 @@ def _onnxruntime_version() -> str:
     except ImportError:
         return ""
     return str(onnxruntime.__version__)
-
-
-def _providers() -> tuple[str, ...]:
-    try:
-        import onnxruntime
-    except ImportError:
-        return ()
-    return tuple(onnxruntime.get_available_providers())
 
 
 def _gpu() -> tuple[DeviceInfo | None, str | None]:

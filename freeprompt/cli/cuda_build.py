@@ -19,15 +19,14 @@ def prepare(bundle: Bundle, shapes: Shapes, graphs: tuple[str, ...], stages: Sta
 
     from freeprompt.contract.errors import BackendError
     from freeprompt.engines.onnxruntime.backend import OnnxRuntimeBackend
-    from freeprompt.engines.onnxruntime.library import check_available, cuda_problem
+    from freeprompt.engines.onnxruntime.library import cuda_problem
     from freeprompt.engines.onnxruntime.prepare import prepare_bundle
     from freeprompt.engines.onnxruntime.prepared_store import CudaStore
 
-    check_available("cuda")
+    backend = OnnxRuntimeBackend("cuda")
     problem = cuda_problem()
     if problem is not None:  # before a minute of rewriting
         raise BackendError(problem)
-    backend = OnnxRuntimeBackend("cuda")
     store = CudaStore(bundle, onnxruntime.__version__)
     with stages.stage("build"):
         for preparation in prepare_bundle(bundle, shapes, backend, store, graphs, stages.line):

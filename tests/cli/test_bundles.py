@@ -233,10 +233,8 @@ def test_a_terminal_obeys_nothing_that_a_build_says(
 ) -> None:
     parity = Parity(HOSTILE, 0.0, 0.0)
     monkeypatch.setattr("freeprompt.engines.select.create_backend", lambda name: None)
-    monkeypatch.setattr(
-        "freeprompt.engines.onnxruntime.tensorrt_provider.warm_bundle", lambda *arguments: iter([parity])
-    )
-    outcome = call(capsys, "build", tiny_bundle, "--backend", "ort-tensorrt")
+    monkeypatch.setattr("freeprompt.engines.warm.warm_bundle", lambda *arguments: iter([parity]))
+    outcome = call(capsys, "build", tiny_bundle, "--backend", "ort:tensorrt")
     assert outcome.code == 0, outcome.err
     assert [c for c in outcome.out if not c.isprintable() and c != "\n"] == [] and "\\x1b[2J" in outcome.out
 

@@ -22,8 +22,8 @@ from freeprompt.engines.artifacts.metadata import (
     save_with_metadata,
 )
 from freeprompt.engines.artifacts.signature import Signature
-from freeprompt.engines.onnxruntime.library import tensorrt_options
 from freeprompt.engines.onnxruntime.prepared_store import CudaStore
+from freeprompt.engines.onnxruntime.provider import tensorrt_options
 from freeprompt.engines.tensorrt.store import EngineStore
 
 ROOT = Path(__file__).parents[2]

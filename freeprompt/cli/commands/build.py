@@ -11,6 +11,7 @@ from freeprompt.contract.text import escaped
 
 if TYPE_CHECKING:
     from freeprompt.contract.bundle import Bundle
+    from freeprompt.engines.backend_name import ProviderSpec
     from freeprompt.engines.shapes import Shapes
     from freeprompt.engines.tensorrt.bundle_build import Outcome
 
@@ -20,20 +21,20 @@ for one GPU architecture and one TensorRT version. Each is compared with ONNX Ru
 one that does not agree is not kept. What was built before is not built again, so that a build that
 was interrupted goes on where it was.
 
-With --backend ort-tensorrt the engines are those of ONNX Runtime's TensorRT provider, which builds
-them when a shape first runs: this runs and checks every shape once, so that an edit need not wait.
+With --backend ort:NAME every graph is run once at every shape on that execution provider of ONNX
+Runtime and compared with the CPU, so that an edit need not wait for what the provider compiles and
+keeps: ort:tensorrt keeps its engines in BUNDLE, others where their own options say, or nothing.
 
 With --backend cuda the graphs are rewritten for ONNX Runtime's CUDA provider (fused group norms and
 convolutions with channels last; needs the packages onnx and sympy). Each is compared with ONNX Runtime
-on the CPU and timed against the graph as exported, and --backend cuda and cuda-graph run it from then
-on if it is right and not slower."""
+on the CPU and timed against the graph as exported, and --backend cuda runs it from then on if it is
+right and not slower."""
 
 # Backends that have nothing to build, and why.
 NOTHING_TO_BUILD = {
     "cpu": "runs the graphs as they were exported",
-    "cuda-graph": "runs what was built for cuda, and captures its steps while it runs",
 }
-BUILDABLE = "tensorrt, cuda or ort-tensorrt"
+BUILDABLE = "tensorrt, cuda or ort:NAME"
 # Options that only TensorRT's own builder takes, by their names in the parsed arguments.
 TENSORRT_ONLY = ("range", "engines", "workspace", "optimization_level", "trust")
 
@@ -49,9 +50,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", help="the bundle's folder, or demo")
     parser.add_argument(
         "--backend",
+        type=options.backend_name,
         default="tensorrt",
         metavar="B",
-        help=f"what to build for: {BUILDABLE} (default: tensorrt); the others have nothing to build",
+        help=f"what to build for: {BUILDABLE} (default: tensorrt); the CPU has nothing to build",
     )
     parser.add_argument(
         "--size",
@@ -121,17 +123,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
-    _check_backend(arguments)
+    spec = _check_backend(arguments)
     bundle = options.open_bundle(arguments.bundle)
     shapes = _shapes(bundle, arguments)
     for graph in arguments.graph or ():
         bundle.manifest.graph(graph)
         shapes.profiles(graph)
     stages = Stages(arguments.quiet)
-    if arguments.backend == "ort-tensorrt":
+    if spec is not None and str(spec) != "cuda":
         _warm_provider(bundle, shapes, arguments, stages)
         return
-    if arguments.backend == "cuda":
+    if spec is not None:
         from freeprompt.cli.cuda_build import prepare
 
         prepare(bundle, shapes, tuple(arguments.graph or ()), stages, arguments.quiet)
@@ -156,30 +158,34 @@ def run(arguments: argparse.Namespace) -> None:
         print(stages.summary())
 
 
-def _check_backend(arguments: argparse.Namespace) -> None:
-    """Raises UsageError for a backend that has nothing to build, or an option that means nothing to it."""
-    from freeprompt.contract.errors import UsageError
-    from freeprompt.engines.select import BACKENDS
+def _check_backend(arguments: argparse.Namespace) -> ProviderSpec | None:
+    """The provider of ONNX Runtime to build for; None: TensorRT.
 
-    name = arguments.backend
+    Raises:
+        UsageError: a backend that has nothing to build, or an option that means nothing to it.
+    """
+    from freeprompt.contract.errors import UsageError
+    from freeprompt.engines.backend_name import parse_backend
+
+    spec = parse_backend(arguments.backend)
+    name = arguments.backend if spec is None else str(spec)
     if name in NOTHING_TO_BUILD:
         raise UsageError(f"--backend {name} needs no build: it {NOTHING_TO_BUILD[name]}. Build for {BUILDABLE}")
-    if name not in BACKENDS:
-        raise UsageError(f"unknown backend {name!r}; build takes {BUILDABLE}")
     if name == "auto":
         raise UsageError(f"--backend auto is a choice among backends; build takes {BUILDABLE}")
     if name == "tensorrt":
-        return
+        return None
     defaults = argparse.ArgumentParser()
     add_options(defaults)
     for option in TENSORRT_ONLY:
         if getattr(arguments, option) != defaults.get_default(option):
             raise UsageError(f"--{option.replace('_', '-')} means nothing to --backend {name}; leave it out")
+    return spec
 
 
 def _warm_provider(bundle: Bundle, shapes: Shapes, arguments: argparse.Namespace, stages: Stages) -> None:
-    from freeprompt.engines.onnxruntime.tensorrt_provider import warm_bundle
     from freeprompt.engines.select import create_backend
+    from freeprompt.engines.warm import warm_bundle
 
     backend = create_backend(arguments.backend)
     with stages.stage("build"):

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 import pytest
 
@@ -25,23 +24,21 @@ from freeprompt.contract.session import Array, HostArray, NumpyArray, Session
 from freeprompt.engines import doctor
 from freeprompt.engines.artifacts import metadata as metadata_files
 from freeprompt.engines.artifacts.signature import Signature
-from freeprompt.engines.cuda.runtime import CudaRuntime, DeviceInfo
+from freeprompt.engines.cuda.runtime import DeviceInfo
 from freeprompt.engines.onnxruntime import backend as onnxruntime_backend
-from freeprompt.engines.onnxruntime import captured, library
+from freeprompt.engines.onnxruntime import library
 from freeprompt.engines.onnxruntime import prepare as preparing
 from freeprompt.engines.onnxruntime.backend import OnnxRuntimeBackend, OnnxRuntimeSession
-from freeprompt.engines.onnxruntime.captured import BoundOnnxRuntimeBackend
 from freeprompt.engines.onnxruntime.cuda_form import RewrittenGraph
 from freeprompt.engines.onnxruntime.prepare import Preparation, prepare_bundle
 from freeprompt.engines.onnxruntime.prepared_metadata import CudaTiming, PreparedMetadata, prepared_metadata_from_json
 from freeprompt.engines.onnxruntime.prepared_store import CudaStore
 from freeprompt.engines.shapes import Shapes
-from tests.engines.cuda.fake_cuda import FakeCudart
 from tests.engines.onnxruntime.cuda_reference import to_standard
-from tests.engines.onnxruntime.fake_onnxruntime import FakeOrtSession
 from tests.shapes import shapes_of
 
 VERSION = ort.__version__
+PROVIDERS = ["CUDAExecutionProvider", "CPUExecutionProvider"]
 Fused = Callable[[str], RewrittenGraph]
 
 
@@ -292,9 +289,12 @@ def test_the_cuda_backend_opens_what_was_prepared(
     """Not on the CPU, not where the exported form was asked for, and only what is there."""
     prepare(bundle, rewritten, "step", device="")
     models: list[bytes | None] = []
-    monkeypatch.setattr(onnxruntime_backend, "check_available", lambda name: None)
+    monkeypatch.setattr(
+        "onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    )
     monkeypatch.setattr(onnxruntime_backend, "open_session", lambda *args: models.append(args[-1]))
     monkeypatch.setattr(OnnxRuntimeSession, "__init__", lambda self, *args: None)
+    monkeypatch.setattr(OnnxRuntimeSession, "placement", None, raising=False)
     monkeypatch.setattr(onnxruntime_backend, "verify_session", lambda *args: None)
     OnnxRuntimeBackend("cuda").open(bundle, "step")
     OnnxRuntimeBackend("cuda", prepared=False).open(bundle, "step")
@@ -304,33 +304,25 @@ def test_the_cuda_backend_opens_what_was_prepared(
     assert models == [rewritten("step").model, None, None, None, None]
 
 
-def test_an_edit_by_prepared_graphs_on_bound_buffers(
-    bundle: Bundle, rewritten: Fused, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, times: list[float]
+def test_an_edit_by_prepared_graphs(
+    bundle: Bundle, rewritten: Fused, monkeypatch: pytest.MonkeyPatch, times: list[float]
 ) -> None:
-    """The whole way on a fake device: build, then edit with graphs captured; the CPU's own edit is the oracle."""
+    """The whole way: build, then edit with what was built; the edit with the graphs as exported is the oracle."""
     times.clear()
     prepare(bundle, rewritten, device="")
-    cudart = FakeCudart()
-    prepared: list[str] = []
+    backend = CpuBackend()
+    monkeypatch.setattr(backend, "open", lambda bundle, graph: backend.open_model(bundle, graph, prepared(graph)))
 
-    def open_session(bundle: Bundle, graph: str, name: str, providers: Any, model: bytes | None = None) -> Any:
-        assert model is not None
-        prepared.append(graph)
-        standard = onnx.load_from_string(to_standard(model))
-        onnx.load_external_data_for_model(standard, str(bundle.path))
-        path = tmp_path / f"{graph}.onnx"
-        onnx.save(standard, path)
-        return FakeOrtSession(str(path), cudart)
+    def prepared(graph: str) -> bytes | None:
+        return library.prepared_model(bundle, graph)
 
-    monkeypatch.setattr(captured, "check_available", lambda name: None)
-    monkeypatch.setattr(captured, "open_session", open_session)
     start = np.random.default_rng(3).standard_normal((1, 4, 16, 16)).astype(np.float32)
     results = []
-    for backend in (BoundOnnxRuntimeBackend(cuda=CudaRuntime(cudart)), OnnxRuntimeBackend("cpu", 1)):
-        editor = Editor(bundle, backend)
-        inversion = editor.pipeline.invert(backend.upload(start), 6)
+    for each in (backend, OnnxRuntimeBackend("cpu", 1)):
+        editor = Editor(bundle, each)
+        inversion = editor.pipeline.invert(each.upload(start), 6)
         results.append(editor.edit_latents(inversion, "a red cat", record="exact"))
-    assert {"step", "record", "step_recorded"} <= set(prepared)
+    assert {(graph, "prepared") for graph in ("step", "record", "step_recorded")} <= set(backend.opened)
     got, want = results
     # Six steps with guidance of sums in another order; one wrong map gives 1e-2 and more.
     assert 0 < np.linalg.norm(got - want) / np.linalg.norm(want) < 2e-5
@@ -342,7 +334,7 @@ def test_the_command_tells_what_became_of_each_graph(
     times[:] = [8.0, 4.0]
     with pytest.raises(BackendError, match="backend 'cuda' is not there"):
         cuda_build.prepare(bundle, usual(bundle), (), Stages(quiet=True), quiet=False)
-    monkeypatch.setattr(library, "check_available", lambda name: None)
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: PROVIDERS)
     monkeypatch.setattr(library, "cuda_problem", lambda: "no driver")
     with pytest.raises(BackendError, match="no driver"):
         cuda_build.prepare(bundle, usual(bundle), (), Stages(quiet=True), quiet=False)
