@@ -27,12 +27,12 @@ from freeprompt.engines.onnxruntime.library import (
     PROVIDERS,
     Provider,
     check_available,
+    cuda_model,
     cuda_options,
     failure,
     load_libraries,
     onnxruntime_runner,
     open_session,
-    prepared_model,
     tensorrt_options,
 )
 from freeprompt.engines.verify import verify_session
@@ -136,14 +136,14 @@ class OnnxRuntimeBackend:
         threads: threads within an operator on the CPU; None lets the library use every core.
         fused: False runs the standard form of each graph instead of that with ONNX Runtime's own operators: the same
             result from more memory, to compare.
-        prepared: False leaves out what ``freeprompt build --backend cuda`` has prepared, to compare.
+        cuda_form: False runs the fused form on CUDA even where that for CUDA may be used, to compare.
 
     Raises:
         BackendError: the installed onnxruntime has no such provider.
     """
 
     def __init__(
-        self, name: str = "cpu", threads: int | None = None, fused: bool = True, prepared: bool = True
+        self, name: str = "cpu", threads: int | None = None, fused: bool = True, cuda_form: bool = True
     ) -> None:
         check_available(name)
         if threads is not None and threads < 1:
@@ -152,7 +152,7 @@ class OnnxRuntimeBackend:
         self._threads = threads
         # TensorRT knows the standard's operators only.
         self._fused = fused and name != "ort-tensorrt"
-        self._prepared = prepared and fused and name == "cuda"
+        self._cuda_form = cuda_form and fused and name == "cuda"
         self._watch = InterruptWatch()
         if name != "cpu":
             load_libraries()
@@ -166,13 +166,13 @@ class OnnxRuntimeBackend:
         return "cpu" if self._name == "cpu" else "cuda:0"
 
     def open(self, bundle: Bundle, graph: str) -> Session:
-        model = prepared_model(bundle, graph) if self._prepared else None
+        model = cuda_model(bundle, graph) if self._cuda_form else None
         session = self.open_model(bundle, graph, model)
         verify_session(bundle, graph, session, onnxruntime_runner(self._name, self._fused, model))
         return session
 
     def open_model(self, bundle: Bundle, graph: str, model: bytes | None) -> Session:
-        """Open ``model``, an ONNX file whose weights are the bundle's; None: the graph as it was exported.
+        """Open ``model``, an ONNX file whose weights are the bundle's; None: the graph's fused or standard form.
 
         Without asking for its known answer: for comparisons.
         """

@@ -26,11 +26,11 @@ from freeprompt.engines.onnxruntime.interrupts import InterruptWatch
 from freeprompt.engines.onnxruntime.library import (
     PROVIDERS,
     check_available,
+    cuda_model,
     cuda_options,
     failure,
     onnxruntime_runner,
     open_session,
-    prepared_model,
 )
 from freeprompt.engines.verify import verify_session
 
@@ -140,20 +140,20 @@ class BoundOnnxRuntimeBackend:
     Args:
         cuda_graphs: False uses the same buffers without capturing.
         cuda: for tests; None imports cuda-python.
-        prepared: False leaves out what ``freeprompt build --backend cuda`` has prepared, to compare.
+        cuda_form: False runs the fused form even where that for CUDA may be used, to compare.
 
     Raises:
         BackendError: onnxruntime-gpu, cuda-python, the driver or the GPU is missing.
     """
 
-    def __init__(self, cuda_graphs: bool = True, cuda: CudaRuntime | None = None, prepared: bool = True) -> None:
+    def __init__(self, cuda_graphs: bool = True, cuda: CudaRuntime | None = None, cuda_form: bool = True) -> None:
         check_available("cuda")
         self.cuda = CudaRuntime() if cuda is None else cuda
         self.pool = DevicePool(self.cuda)
         self._spill = Spill(self.pool)
         self._cuda_graphs = cuda_graphs
         self._watch = InterruptWatch()
-        self._prepared = prepared
+        self._cuda_form = cuda_form
         # Graph -> why it is not captured although that was asked for.
         self.fallbacks: dict[str, str] = {}
 
@@ -166,7 +166,7 @@ class BoundOnnxRuntimeBackend:
         return f"cuda:{self.cuda.device}"
 
     def open(self, bundle: Bundle, graph: str) -> Session:
-        model = prepared_model(bundle, graph) if self._prepared else None
+        model = cuda_model(bundle, graph) if self._cuda_form else None
         session = self._open(bundle, graph, model)
         verify_session(bundle, graph, session, onnxruntime_runner("cuda", True, model))
         return session

@@ -178,11 +178,11 @@ def onnxruntime_runner(name: str, fused: bool, model: bytes | None) -> Runner:
     return Runner(f"ONNX Runtime {ort.__version__} ({PROVIDERS[name]})", f"{ort.get_build_info()} {form}")
 
 
-def prepared_model(bundle: Bundle, graph: str) -> bytes | None:
-    """The graph as ``freeprompt build --backend cuda`` prepared it, if it did and it may be used here."""
-    from freeprompt.engines.onnxruntime.prepared_store import CudaStore
+def cuda_model(bundle: Bundle, graph: str) -> bytes | None:
+    """The graph's form for CUDA, if ``freeprompt build --backend cuda`` has found that it may be used here."""
+    from freeprompt.engines.onnxruntime.cuda_notes import CudaNotes
 
-    return CudaStore(bundle, ort.__version__).model(graph)
+    return CudaNotes(bundle, ort.__version__).model(graph)
 
 
 @functools.cache

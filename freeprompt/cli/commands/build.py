@@ -23,10 +23,10 @@ was interrupted goes on where it was.
 With --backend ort-tensorrt the engines are those of ONNX Runtime's TensorRT provider, which builds
 them when a shape first runs: this runs and checks every shape once, so that an edit need not wait.
 
-With --backend cuda the graphs are rewritten for ONNX Runtime's CUDA provider (fused group norms and
-convolutions with channels last; needs the packages onnx and sympy). Each is compared with ONNX Runtime
-on the CPU and timed against the graph as exported, and --backend cuda and cuda-graph run it from then
-on if it is right and not slower."""
+With --backend cuda nothing is built: each graph's form for ONNX Runtime's CUDA provider (fused group
+norms and convolutions with channels last), which the export has written, is compared with ONNX Runtime
+on the CPU and timed against the fused form. If it is right and not slower that is noted in BUNDLE, and
+--backend cuda and cuda-graph run it from then on."""
 
 # Backends that have nothing to build, and why.
 NOTHING_TO_BUILD = {
@@ -132,9 +132,9 @@ def run(arguments: argparse.Namespace) -> None:
         _warm_provider(bundle, shapes, arguments, stages)
         return
     if arguments.backend == "cuda":
-        from freeprompt.cli.cuda_build import prepare
+        from freeprompt.cli.cuda_build import check_forms
 
-        prepare(bundle, shapes, tuple(arguments.graph or ()), stages, arguments.quiet)
+        check_forms(bundle, shapes, tuple(arguments.graph or ()), stages, arguments.quiet)
         return
     from freeprompt.engines.tensorrt.backend import TensorRTBackend
     from freeprompt.engines.tensorrt.bundle_build import BundleBuild, build_bundle

@@ -65,7 +65,7 @@ def device(
     def open_session(
         bundle: Bundle, graph: str, name: str, providers: Any, model: bytes | None = None
     ) -> FakeOrtSession:
-        assert model is None, "nothing was prepared"
+        assert model is None, "nothing was checked"
         return FakeOrtSession(str(bundle.graph_path(graph)), cudart)
 
     monkeypatch.setattr(captured, "open_session", open_session)
