@@ -258,7 +258,10 @@ def _advice(
     if "onnxruntime-gpu" not in packages:
         yield "for --backend cuda: pip uninstall onnxruntime; pip install onnxruntime-gpu"
     elif bundle is not None and not any(form.refused is None for form in cuda_forms):
-        yield f"for a faster --backend cuda: freeprompt build {bundle.path} --backend cuda"
+        if any(graph.cuda is not None for graph in bundle.manifest.graphs.values()):
+            yield f"for a faster --backend cuda: freeprompt build {bundle.path} --backend cuda"
+        else:
+            yield "for a faster --backend cuda: export the checkpoint again, with this version's forms for CUDA"
     if tensorrt is None:
         major = int(gpu.driver.split(".")[0])
         yield f"for --backend tensorrt: pip install tensorrt-cu{min(13, major)}"

@@ -127,6 +127,10 @@ def test_doctor_lists_notes(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(doctor, "_gpu", lambda: (replace(info, name="Other"), None))
     text = "\n".join(doctor.report_to_lines(doctor.examine(bundle)))
     assert "checked on GPU, this is Other" in text and advice in text
+    graphs = {name: replace(graph, cuda=None) for name, graph in bundle.manifest.graphs.items()}
+    older = replace(bundle, manifest=replace(bundle.manifest, graphs=graphs))
+    text = "\n".join(doctor.report_to_lines(doctor.examine(older)))
+    assert "for a faster --backend cuda: export the checkpoint again" in text and advice not in text
     shutil.rmtree(bundle.engines)
     assert "forms for CUDA that were checked" not in "\n".join(doctor.report_to_lines(doctor.examine(bundle)))
 
