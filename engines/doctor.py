@@ -13,7 +13,7 @@ from freeprompt.contract.bundle import Bundle
 from freeprompt.contract.errors import BackendError
 from freeprompt.engines.bundle_report import BundleReport, bundle_to_lines, bundle_to_report
 from freeprompt.engines.cuda.runtime import CudaRuntime, DeviceInfo
-from freeprompt.engines.onnxruntime.prepared_store import CudaStore
+from freeprompt.engines.onnxruntime.cuda_notes import CudaNotes
 from freeprompt.engines.provider_report import ProviderReport, provider_reports, providers_to_lines
 from freeprompt.engines.select import Candidate, candidates
 from freeprompt.engines.tensorrt.library import import_tensorrt
@@ -45,8 +45,8 @@ class EngineReport:
 
 
 @dataclass(frozen=True)
-class PreparedReport:
-    """A graph of the bundle that was prepared for CUDA; ``refused`` is None where it may be used."""
+class CudaFormReport:
+    """A note on a graph's form for CUDA; ``refused`` is None where the form may be used."""
 
     file: str
     operators: str
@@ -66,7 +66,7 @@ class Report:
         onnxruntime: version of the library that is imported, whatever package it came from; "" without one.
         bundle: what was said of it, if one was named.
         engines: of the bundle.
-        prepared: its graphs that were prepared for CUDA.
+        cuda_forms: what was noted of its graphs' forms for CUDA.
         advice: what to do to get further.
     """
 
@@ -83,7 +83,7 @@ class Report:
     onnxruntime: str = ""
     bundle: BundleReport | None = None
     engines: tuple[EngineReport, ...] = ()
-    prepared: tuple[PreparedReport, ...] = ()
+    cuda_forms: tuple[CudaFormReport, ...] = ()
     advice: tuple[str, ...] = field(default=())
 
 
@@ -100,7 +100,7 @@ def examine(bundle: Bundle | None = None, damaged: BundleReport | None = None) -
     considered = tuple(candidates(bundle))
     chosen = next((c.name for c in considered if c.problem is None), "")
     engines = () if bundle is None else _engines(bundle, tensorrt, gpu)
-    prepared = () if bundle is None else _prepared(bundle, gpu)
+    cuda_forms = () if bundle is None else _cuda_forms(bundle, gpu)
     return Report(
         python=f"{platform.python_version()} ({sys.executable})",
         system=f"{platform.system()} {platform.machine()}",
@@ -115,8 +115,8 @@ def examine(bundle: Bundle | None = None, damaged: BundleReport | None = None) -
         onnxruntime=_onnxruntime_version(),
         bundle=damaged if bundle is None else bundle_to_report(bundle, chosen not in ("", "cpu")),
         engines=engines,
-        prepared=prepared,
-        advice=tuple(_advice(packages, gpu, tensorrt, engines, prepared, bundle)),
+        cuda_forms=cuda_forms,
+        advice=tuple(_advice(packages, gpu, tensorrt, engines, cuda_forms, bundle)),
     )
 
 
@@ -147,9 +147,9 @@ def report_to_lines(report: Report) -> Iterator[str]:
     for candidate in report.candidates:
         if candidate.problem is not None:
             yield f"  not {candidate.name}: {candidate.problem}"
-    if report.bundle is not None and report.bundle.problem is None and not report.engines and not report.prepared:
+    if report.bundle is not None and report.bundle.problem is None and not report.engines and not report.cuda_forms:
         yield ""
-        yield "nothing of the bundle was built for a GPU; the CPU needs nothing built, and CUDA runs graphs as exported"
+        yield "nothing of the bundle was built for a GPU; the CPU needs nothing built, and CUDA runs the fused forms"
     if report.engines:
         yield ""
         yield "TensorRT engines of the bundle"
@@ -159,12 +159,13 @@ def report_to_lines(report: Report) -> Iterator[str]:
             yield f"    for {shapes}"
         if engine.fused_attention:
             yield f"    fused attention {engine.fused_attention}"
-    if report.prepared:
+    if report.cuda_forms:
         yield ""
-        yield "graphs of the bundle prepared for CUDA; one that is not usable runs as it was exported"
-    for graph in report.prepared:
-        yield f"  {graph.file}: {graph.refused or 'usable'}"
-        yield f"    {graph.operators}"
+        yield "forms for CUDA that were checked; a graph whose form is not usable runs in its fused form"
+    for form in report.cuda_forms:
+        yield f"  {form.file}: {form.refused or 'usable'}"
+        if form.operators:
+            yield f"    {form.operators}"
     if report.advice:
         yield ""
     for line in report.advice:
@@ -222,12 +223,13 @@ def _engines(bundle: Bundle, tensorrt: str | None, gpu: DeviceInfo | None) -> tu
     return tuple(reports)
 
 
-def _prepared(bundle: Bundle, gpu: DeviceInfo | None) -> tuple[PreparedReport, ...]:
+def _cuda_forms(bundle: Bundle, gpu: DeviceInfo | None) -> tuple[CudaFormReport, ...]:
     reports = []
-    for found in CudaStore(bundle, _onnxruntime_version(), gpu.name if gpu else "").scan():
-        operators = found.metadata.operators if found.metadata else {}
-        counted = ", ".join(f"{count} {name}" for name, count in operators.items()) or "nothing fused"
-        reports.append(PreparedReport(found.path.name, counted, found.refused))
+    for found in CudaNotes(bundle, _onnxruntime_version(), gpu.name if gpu else "").scan():
+        spec = bundle.manifest.graphs.get(found.note.graph) if found.note else None
+        operators = spec.cuda.operators if spec and spec.cuda else {}
+        counted = ", ".join(f"{count} {name}" for name, count in operators.items())
+        reports.append(CudaFormReport(found.path.name, counted, found.refused))
     return tuple(reports)
 
 
@@ -236,7 +238,7 @@ def _advice(
     gpu: DeviceInfo | None,
     tensorrt: str | None,
     engines: tuple[EngineReport, ...],
-    prepared: tuple[PreparedReport, ...],
+    cuda_forms: tuple[CudaFormReport, ...],
     bundle: Bundle | None,
 ) -> Iterator[str]:
     if "onnxruntime" in packages and "onnxruntime-gpu" in packages:
@@ -249,8 +251,11 @@ def _advice(
         return
     if "onnxruntime-gpu" not in packages:
         yield "for --backend cuda: pip uninstall onnxruntime; pip install onnxruntime-gpu"
-    elif bundle is not None and not any(graph.refused is None for graph in prepared):
-        yield f"for a faster --backend cuda: freeprompt build {bundle.path} --backend cuda"
+    elif bundle is not None and not any(form.refused is None for form in cuda_forms):
+        if any(graph.cuda is not None for graph in bundle.manifest.graphs.values()):
+            yield f"for a faster --backend cuda: freeprompt build {bundle.path} --backend cuda"
+        else:
+            yield "for a faster --backend cuda: export the checkpoint again, with this version's forms for CUDA"
     if tensorrt is None:
         major = int(gpu.driver.split(".")[0])
         yield f"for --backend tensorrt: pip install tensorrt-cu{min(13, major)}"

@@ -28,11 +28,11 @@ from freeprompt.engines.onnxruntime.interrupts import InterruptWatch
 from freeprompt.engines.onnxruntime.library import (
     Placement,
     check_version,
+    cuda_model,
     failure,
     load_libraries,
     onnxruntime_runner,
     open_session,
-    prepared_model,
     session_to_placement,
 )
 from freeprompt.engines.onnxruntime.provider import CUDA, find_provider
@@ -156,7 +156,7 @@ class OnnxRuntimeBackend:
         threads: threads within an operator on the CPU; None lets the library use every core.
         fused: False runs the standard form of each graph instead of that with ONNX Runtime's own operators: the same
             result from more memory, to compare.
-        prepared: False leaves out what ``freeprompt build --backend cuda`` has prepared, to compare.
+        cuda_form: False runs the fused form on CUDA even where that for CUDA may be used, to compare.
 
     Raises:
         UsageError: the name is malformed, or an option cannot be used.
@@ -168,7 +168,7 @@ class OnnxRuntimeBackend:
         provider: str | ProviderSpec = "cpu",
         threads: int | None = None,
         fused: bool = True,
-        prepared: bool = True,
+        cuda_form: bool = True,
     ) -> None:
         check_version()
         spec = ProviderSpec.parse(provider) if isinstance(provider, str) else provider
@@ -179,7 +179,7 @@ class OnnxRuntimeBackend:
         self._provider = find_provider(spec, threads)
         self._threads = threads
         self._fused = fused and self._provider.fused
-        self._prepared = prepared and self._fused and self._provider.ep_name == CUDA
+        self._cuda_form = cuda_form and self._fused and self._provider.ep_name == CUDA
         self._watch = InterruptWatch()
 
     @property
@@ -192,7 +192,7 @@ class OnnxRuntimeBackend:
 
     def open(self, bundle: Bundle, graph: str) -> Session:
         """Warns ProviderUnusedWarning where the provider takes none of the graph's nodes."""
-        model = prepared_model(bundle, graph) if self._prepared else None
+        model = cuda_model(bundle, graph) if self._cuda_form else None
         session = self.open_model(bundle, graph, model)
         runner = onnxruntime_runner(self._provider, self._fused, model)
         verify_session(bundle, graph, session, runner, None, self._reference)
@@ -202,7 +202,7 @@ class OnnxRuntimeBackend:
         return session
 
     def open_model(self, bundle: Bundle, graph: str, model: bytes | None) -> OnnxRuntimeSession:
-        """Open ``model``, an ONNX file whose weights are the bundle's; None: the graph as it was exported.
+        """Open ``model``, an ONNX file whose weights are the bundle's; None: the graph's fused or standard form.
 
         Without asking for its known answer: for comparisons.
         """

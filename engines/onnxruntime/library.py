@@ -195,11 +195,11 @@ def onnxruntime_runner(provider: Provider, fused: bool, model: bytes | None) -> 
     return Runner(name, build, f"let it compute in the model's precision, if it has an option for that, or {ADVICE}")
 
 
-def prepared_model(bundle: Bundle, graph: str) -> bytes | None:
-    """The graph as ``freeprompt build --backend cuda`` prepared it, if it did and it may be used here."""
-    from freeprompt.engines.onnxruntime.prepared_store import CudaStore
+def cuda_model(bundle: Bundle, graph: str) -> bytes | None:
+    """The graph's form for CUDA, if ``freeprompt build --backend cuda`` has found that it may be used here."""
+    from freeprompt.engines.onnxruntime.cuda_notes import CudaNotes
 
-    return CudaStore(bundle, ort.__version__).model(graph)
+    return CudaNotes(bundle, ort.__version__).model(graph)
 
 
 @functools.cache

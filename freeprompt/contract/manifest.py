@@ -52,6 +52,18 @@ class FusedGraph:
 
 
 @dataclass(frozen=True)
+class CudaGraph:
+    """The form of a graph with kernels that only ONNX Runtime's CUDA provider has.
+
+    Made from the fused form; reads the same weights file. No CPU can run it, so that it has no parity: whether a GPU
+    computes it right is found on that GPU. ``operators`` counts the nodes of operators that the standard does not have.
+    """
+
+    file: str
+    operators: dict[str, Natural]
+
+
+@dataclass(frozen=True)
 class Float32Part:
     """What stays float32 in a float16 bundle.
 
@@ -100,7 +112,8 @@ class KnownAnswer:
 class GraphSpec:
     """One ONNX graph. ``macs`` counts multiply-adds of one row at the native size (0: not counted).
 
-    ``file`` is standard ONNX; ``fused``, where there is one, computes the same on ONNX Runtime.
+    ``file`` is standard ONNX; ``fused``, where there is one, computes the same on ONNX Runtime, and ``cuda``, where
+    there is one, on its CUDA provider.
     """
 
     file: str
@@ -111,11 +124,13 @@ class GraphSpec:
     macs: Natural = 0
     fused: FusedGraph | None = None
     known_answer: KnownAnswer | None = None
+    # None: exported before there were any; on CUDA the fused form is run.
+    cuda: CudaGraph | None = None
 
     @property
     def files(self) -> tuple[str, ...]:
         """Every ONNX file of this graph."""
-        return (self.file,) if self.fused is None else (self.file, self.fused.file)
+        return (self.file, *(form.file for form in (self.fused, self.cuda) if form is not None))
 
 
 @dataclass(frozen=True)

@@ -169,7 +169,8 @@ def parent_of(manifest: Json, path: tuple[Any, ...]) -> Any:
 def test_each_field_missing_or_of_another_type(bundle: Path) -> None:
     original = read_manifest(bundle)
     # Absent they are empty, zero or none; everything else has to be there.
-    optional = {"notes", "macs", "recordable", "fused", "half_precision", "unneeded", "known_answer", "known_answers"}
+    optional = {"notes", "macs", "recordable", "half_precision", "unneeded", "known_answer", "known_answers"}
+    optional |= {"fused", "cuda"}
     paths = [p for p in walk(original) if p[0] not in ("format_version", "manifest_sha256")]
     assert len(paths) > 100
     checked = 0
@@ -194,7 +195,7 @@ def test_each_field_missing_or_of_another_type(bundle: Path) -> None:
                 continue  # any text is a text
             if wrong == -1.5 and name in ("scaling_factor", "parity_threshold"):
                 continue
-            if wrong is None and name in ("fused", "half_precision", "known_answer"):
+            if wrong is None and name in ("fused", "cuda", "half_precision", "known_answer"):
                 continue
             parent[name] = wrong
             with pytest.raises(BundleError, match=r"manifest\.json"):

@@ -170,10 +170,10 @@ def test_a_bundle_is_reported_with_its_graphs_and_its_weights(tiny_bundle: Path)
     about = report.bundle
     assert about is not None and about.problem is None
     assert (about.sha256, about.model, about.precision) == (bundle.sha256, bundle.manifest.model, "float32")
-    assert about.forms == dict.fromkeys(bundle.manifest.graphs, "standard and fused")
+    assert about.forms == dict.fromkeys(bundle.manifest.graphs, "standard, fused, cuda")
     text = "\n".join(doctor.report_to_lines(report))
     assert f"{tiny_bundle}: whole, every file has the SHA-256" in text
-    assert "64x64, float32" in text and "step_recording" in text and "(standard and fused)" in text
+    assert "64x64, float32" in text and "step_recording" in text and "(standard, fused, cuda)" in text
     assert "nothing of the bundle was built for a GPU" in text
     assert "memory        weights " in text
 

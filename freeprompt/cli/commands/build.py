@@ -25,10 +25,10 @@ With --backend ort:NAME every graph is run once at every shape on that execution
 Runtime and compared with the CPU, so that an edit need not wait for what the provider compiles and
 keeps: ort:tensorrt keeps its engines in BUNDLE, others where their own options say, or nothing.
 
-With --backend cuda the graphs are rewritten for ONNX Runtime's CUDA provider (fused group norms and
-convolutions with channels last; needs the packages onnx and sympy). Each is compared with ONNX Runtime
-on the CPU and timed against the graph as exported, and --backend cuda runs it from then on if it is
-right and not slower."""
+With --backend cuda nothing is built: each graph's form for ONNX Runtime's CUDA provider (fused group
+norms and convolutions with channels last), which the export has written, is compared with ONNX Runtime
+on the CPU and timed against the fused form. If it is right and not slower that is noted in BUNDLE, and
+--backend cuda runs it from then on."""
 
 # Backends that have nothing to build, and why.
 NOTHING_TO_BUILD = {
@@ -134,9 +134,9 @@ def run(arguments: argparse.Namespace) -> None:
         _warm_provider(bundle, shapes, arguments, stages)
         return
     if spec is not None:
-        from freeprompt.cli.cuda_build import prepare
+        from freeprompt.cli.cuda_build import check_forms
 
-        prepare(bundle, shapes, tuple(arguments.graph or ()), stages, arguments.quiet)
+        check_forms(bundle, shapes, tuple(arguments.graph or ()), stages, arguments.quiet)
         return
     from freeprompt.engines.tensorrt.backend import TensorRTBackend
     from freeprompt.engines.tensorrt.bundle_build import BundleBuild, build_bundle

@@ -80,6 +80,7 @@ def summary_lines(bundle: Bundle) -> Iterator[str]:
         "(--replace-layers)",
         "graphs": ", ".join(manifest.graphs),
         "fused": _fused(manifest),
+        "cuda": _cuda(manifest),
         "agreement": _agreement(manifest),
         **({"half": _half(manifest)} if manifest.half_precision is not None else {}),
         "built": _built(bundle),
@@ -126,6 +127,15 @@ def _fused(manifest: Manifest) -> str:
     return f"{operators} in the step graph, for ONNX Runtime; the standard form is there too"
 
 
+def _cuda(manifest: Manifest) -> str:
+    """Whether the U-Net has the form for ONNX Runtime's CUDA provider."""
+    step = manifest.graphs.get("step")
+    if step is None or step.cuda is None:
+        return "no forms of its own: it was exported before there were any"
+    operators = ", ".join(f"{count} {name}" for name, count in step.cuda.operators.items()) or "nothing"
+    return f"{operators} in the step graph, where freeprompt build --backend cuda finds it right and not slower"
+
+
 def _agreement(manifest: Manifest) -> str:
     """The comparison that is nearest to what is allowed."""
     found = [
@@ -156,14 +166,14 @@ def _half(manifest: Manifest) -> str:
 
 def _built(bundle: Bundle) -> str:
     """Engines in the bundle; whether they fit this machine is another question."""
-    from freeprompt.engines.onnxruntime import prepared_store
+    from freeprompt.engines.onnxruntime import cuda_notes
     from freeprompt.engines.tensorrt import store
 
     engines = len(list((bundle.engines / store.FOLDER).glob("*.engine")))
-    graphs = len(list((bundle.engines / prepared_store.FOLDER).glob("*.onnx")))
-    if not engines and not graphs:
+    notes = len(list((bundle.engines / cuda_notes.FOLDER).glob("*.json")))
+    if not engines and not notes:
         return "no engines; the graphs run as they are"
-    return f"{engines} TensorRT engines, {graphs} graphs prepared for CUDA (freeprompt doctor says which can be used)"
+    return f"{engines} TensorRT engines, {notes} forms checked for CUDA (freeprompt doctor says which can be used)"
 
 
 def _few(notes: Mapping[str, str]) -> dict[str, str]:
@@ -200,6 +210,9 @@ def _graph_lines(manifest: Manifest) -> Iterator[str]:
             operators = ", ".join(f"{count} {name}" for name, count in graph.fused.operators.items())
             yield f"  for ONNX Runtime: {graph.fused.file} ({operators or 'nothing to fuse'})"
             yield from _parity_lines(graph.fused.parity, graph.parity_threshold)
+        if graph.cuda is not None:
+            operators = ", ".join(f"{count} {name}" for name, count in graph.cuda.operators.items())
+            yield f"  for ONNX Runtime on CUDA: {graph.cuda.file} ({operators or 'nothing to fuse'})"
         yield ""
 
 
