@@ -197,17 +197,19 @@ def tiny(folders: tuple[Path, Path]) -> Bundle:
     return Bundle.open(folders[0] / "bundle", verify=False)
 
 
-def test_graphs_are_prepared_an_item_each(bundle: Bundle, rewritten: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forms_for_cuda_are_checked_an_item_each(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of an edit; what was found of each goes into the results."""
-    from freeprompt.engines.onnxruntime import prepare
-    from tests.engines.onnxruntime.test_prepare import CpuBackend
+    from freeprompt.engines.onnxruntime import cuda_check
+    from tests.engines.onnxruntime.cpu_backend import CpuBackend
 
-    monkeypatch.setattr(prepare, "_milliseconds", lambda session, feeds: 1.0)
+    monkeypatch.setattr(cuda_check, "_milliseconds", lambda session, feeds: 1.0)
     results: dict[str, Any] = {}
-    engines.prepare_graphs(bundle, CpuBackend(), lambda name, run: results.setdefault(name, run()))
+    engines.check_forms(bundle, CpuBackend(), lambda name, run: results.setdefault(name, run()))
     assert set(results) == set(bundle.manifest.graphs) - {"step_recording"}
     step = results["step"]
-    assert (step["how"], step["refused"]) == ("prepared", None)
+    assert (step["how"], step["refused"]) == ("checked", None)
     assert step["operators"]["GroupNorm"] > 0 and len(step["parity"]) == len(step["timings"]) == 3
-    lines = list(report.prepared_table(json.loads(json.dumps({"cuda-build": results}))))
-    assert any(line.startswith("  step: ") and "GroupNorm" in line and "3 ms, 3 as exported" in line for line in lines)
+    lines = list(report.cuda_form_table(json.loads(json.dumps({"cuda-build": results}))))
+    assert any(
+        line.startswith("  step: ") and "GroupNorm" in line and "3 ms, 3 by the fused form" in line for line in lines
+    )

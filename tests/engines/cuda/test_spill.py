@@ -15,34 +15,30 @@ from freeprompt import Editor, Inversion
 from freeprompt.cli import options
 from freeprompt.contract.bundle import Bundle
 from freeprompt.contract.errors import UsageError
-from freeprompt.contract.record_size import RECORD_ROWS
 from freeprompt.contract.session import HostArray
 from freeprompt.editor import Progress
 from freeprompt.engines.cuda.memory import DevicePool, round_up
 from freeprompt.engines.cuda.runtime import CudaRuntime
 from freeprompt.engines.cuda.spill import Spill, SpilledArray
 from freeprompt.engines.fake import FakeBackend
-from freeprompt.engines.onnxruntime import captured
 from freeprompt.engines.onnxruntime.backend import OnnxRuntimeBackend
-from freeprompt.engines.onnxruntime.captured import BoundOnnxRuntimeBackend
 from freeprompt.engines.tensorrt.backend import TensorRTBackend
 from freeprompt.runtime.execute import StepResult
 from freeprompt.runtime.pipeline import Limits
 from freeprompt.runtime.plan import records
 from freeprompt.runtime.plan.plan import Plan, RecordPass, plan_to_text
+from freeprompt.runtime.plan.record_size import RECORD_ROWS
 from freeprompt.runtime.plan.schedule import Schedule
 from freeprompt.runtime.plan.settings import EditSettings
 from freeprompt.runtime.source import recording
 from tests.engines.conftest import Machine
 from tests.engines.cuda.fake_cuda import MAIN, FakeCudart
-from tests.engines.onnxruntime.fake_onnxruntime import FakeOrtSession
 
 STEPS = 10
 PROMPT = "a red cat"
-ROW = 4 * (3 * 256 * 16 + 64 * 32)  # recorded by the tiny model: tests/runtime/test_recording.py
+ROW = 4 * (3 * 256 * 16 + 64 * 32)  # recorded by the tiny model: tests/runtime/source/test_recording.py
 PASS = RECORD_ROWS * ROW
 COPIES = MAIN + 1  # the copy stream
-GpuBackend = TensorRTBackend | BoundOnnxRuntimeBackend
 
 
 @pytest.fixture(params=["late", "early"])
@@ -51,25 +47,11 @@ def eager(request: pytest.FixtureRequest) -> tuple[int, ...]:
     return (COPIES,) if request.param == "early" else ()
 
 
-@pytest.fixture(params=["tensorrt", "cuda"])
-def device(
-    request: pytest.FixtureRequest, bundle: Bundle, eager: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
-) -> tuple[FakeCudart, GpuBackend]:
-    if request.param == "tensorrt":
-        machine = Machine.create(eager=eager)
-        machine.build(bundle)
-        return machine.cudart, machine.backend
-    cudart = FakeCudart(eager=eager)
-    monkeypatch.setattr(captured, "check_available", lambda name: None)
-
-    def open_session(
-        bundle: Bundle, graph: str, name: str, providers: Any, model: bytes | None = None
-    ) -> FakeOrtSession:
-        assert model is None, "nothing was prepared"
-        return FakeOrtSession(str(bundle.graph_path(graph)), cudart)
-
-    monkeypatch.setattr(captured, "open_session", open_session)
-    return cudart, BoundOnnxRuntimeBackend(cuda=CudaRuntime(cudart))
+@pytest.fixture
+def device(bundle: Bundle, eager: tuple[int, ...]) -> tuple[FakeCudart, TensorRTBackend]:
+    machine = Machine.create(eager=eager)
+    machine.build(bundle)
+    return machine.cudart, machine.backend
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +68,7 @@ def edit(editor: Editor, start: Any, mode: str = "exact", prompt: str = PROMPT) 
 
 @pytest.mark.parametrize("mode", ["exact", "inversion"])
 def test_spilled_edits_are_bit_equal_and_within_the_budget(
-    device: tuple[FakeCudart, GpuBackend], bundle: Bundle, start: Any, mode: str
+    device: tuple[FakeCudart, TensorRTBackend], bundle: Bundle, start: Any, mode: str
 ) -> None:
     """Ten steps are three passes of 4, 4 and 2 rows, or ten of one. Two passes at a time are on the move."""
     _, backend = device
@@ -114,7 +96,7 @@ def test_spilled_edits_are_bit_equal_and_within_the_budget(
 
 
 def test_the_host_waits_for_nothing_while_steps_run(
-    device: tuple[FakeCudart, GpuBackend], bundle: Bundle, start: Any
+    device: tuple[FakeCudart, TensorRTBackend], bundle: Bundle, start: Any
 ) -> None:
     """What one step costs the host, counted call by call."""
     cudart, backend = device
@@ -145,7 +127,7 @@ def test_the_host_waits_for_nothing_while_steps_run(
         assert cost["wait on device"] == (1 if changes else 0) + (1 if coming else 0)
 
 
-def test_a_step_of_the_one_engine_plan(device: tuple[FakeCudart, GpuBackend], bundle: Bundle, start: Any) -> None:
+def test_a_step_of_the_one_engine_plan(device: tuple[FakeCudart, TensorRTBackend], bundle: Bundle, start: Any) -> None:
     """Latents and the source's pinned latents in, latents out, all tables in one upload, one launch."""
     cudart, backend = device
     editor = Editor(bundle, backend)
@@ -162,7 +144,7 @@ def test_a_step_of_the_one_engine_plan(device: tuple[FakeCudart, GpuBackend], bu
         assert seen[step] - seen[step - 1] == {"copy HostToDevice": 1, "copy DeviceToDevice": 3, run: 1}
 
 
-def test_recording_waits_for_nothing(device: tuple[FakeCudart, GpuBackend], bundle: Bundle, start: Any) -> None:
+def test_recording_waits_for_nothing(device: tuple[FakeCudart, TensorRTBackend], bundle: Bundle, start: Any) -> None:
     """The latents of a pass are an array of the host; they go through page-locked memory."""
     cudart, backend = device
     editor = Editor(bundle, backend, Limits(device_record_bytes=0))
