@@ -116,7 +116,7 @@ class _Builder:
 
     def build(self, graph: str, profiles: tuple[Profile, ...], baked: bool) -> Outcome:
         metadata = self._planned(graph, profiles, baked)
-        with self.store.lock(Path(metadata.name).stem):
+        with self.store.lock(Path(metadata.name).stem, waiting=self.progress):
             kept = self.store.built(metadata)
             if kept is not None:
                 self._check(kept)
