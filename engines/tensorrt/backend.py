@@ -186,11 +186,10 @@ class TensorRTBackend:
             BackendError: the store refuses it, it was changed, or the library cannot load it.
         """
         assert found.metadata is not None
-        cache = None
+        data, cache = store.read(found), None
         if self.library.flavour.runtime_cache:
             identity = (found.metadata.engine_sha256, self.machine.tensorrt, self.machine.device)
             cache = RuntimeCache(found.path, *identity)
-        data = store.read(found)
         engine = Engine(self.library, data, b"" if cache is None else cache.read())
         return LoadedEngine(engine, found.metadata.profiles, found.path.name, cache)
 

@@ -128,7 +128,8 @@ class _Builder:
             with self.store.writing(metadata) as temporary:
                 metadata = self._compiled(metadata, temporary)
                 if self._runs(metadata):
-                    metadata = self._examined(metadata, temporary.read_bytes())
+                    engine = Engine(self.library, temporary.read_bytes())
+                    metadata = self._examined(metadata, LoadedEngine(engine, metadata.profiles, metadata.name))
             self.store.sign(metadata)
             return Outcome(self.store.path(metadata), metadata, "built")
 
@@ -137,8 +138,8 @@ class _Builder:
         for found in self.store.foreign():
             assert found.metadata is not None
             metadata = found.metadata
-            if self._runs(metadata):
-                metadata = self._examined(metadata, self.store.read(found))
+            if self.backend is not None and self._runs(metadata):
+                metadata = self._examined(metadata, self.backend.load(self.store, found))
             self.store.sign(metadata)
             yield Outcome(found.path, metadata, "adopted")
 
@@ -206,16 +207,16 @@ class _Builder:
             and self._runs(found.metadata)
             and not backend.checked.holds(self.bundle, found.metadata)
         ):
-            self._examined(found.metadata, self.store.read(found))
+            self._examined(found.metadata, backend.load(self.store, found))
 
-    def _examined(self, metadata: EngineMetadata, data: bytes) -> EngineMetadata:
+    def _examined(self, metadata: EngineMetadata, loaded: LoadedEngine) -> EngineMetadata:
         """The metadata with what an engine is measured to be.
 
         Raises:
-            BackendError: it cannot be loaded, or fails parity.
+            BackendError: it fails parity.
         """
         assert self.backend is not None
-        engine = Engine(self.library, data)
+        engine = loaded.engine
         inspection = engine.inspect()
         metadata = replace(
             metadata,
@@ -224,7 +225,6 @@ class _Builder:
             layers=inspection.layers,
             fused_attention=inspection.fused_attention,
         )
-        loaded = LoadedEngine(engine, metadata.profiles, metadata.name)
         with contextlib.closing(self.backend.session(self.bundle, metadata.graph, (loaded,))) as session:
             parity = measure_parity(self.bundle, metadata, session, self.progress)
         self.backend.checked.remember(self.bundle, metadata, parity)
