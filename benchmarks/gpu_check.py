@@ -5,7 +5,7 @@
                                                                        what a CPU can do, tiny
 
 Parts, in order: export, references, machine, torch-eager, torch-compile, literal, ort-cpu (dry run only), cuda-build,
-ort-cuda, ort-cuda-exported, ort-cuda-graph, ort-tensorrt, tensorrt-build, tensorrt-build-more, tensorrt,
+ort-cuda, ort-cuda-exported, ort-tensorrt, tensorrt-build, tensorrt-build-more, tensorrt,
 tensorrt-no-graph, profile, report. What each measures is in benchmarks/gpu/README.md.
 
 This file and what the TensorRT parts import run under Python 3.9 without PyTorch.
@@ -31,7 +31,6 @@ PARTS: dict[str, Callable[[Check], None]] = {
     "cuda-build": Check.cuda_build,
     "ort-cuda": Check.ort_cuda,
     "ort-cuda-exported": Check.ort_cuda_exported,
-    "ort-cuda-graph": Check.ort_cuda_graph,
     "ort-tensorrt": Check.ort_tensorrt,
     "tensorrt-build": Check.tensorrt_build,
     "tensorrt-build-more": Check.tensorrt_build_more,

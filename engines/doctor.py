@@ -23,7 +23,7 @@ PACKAGES = (
     "numpy",
     "onnxruntime",
     "onnxruntime-gpu",
-    "cuda-python",
+    "cuda-core",
     "cuda-bindings",
     "tensorrt",
     "tensorrt-cu12",
@@ -259,6 +259,6 @@ def _advice(
         yield f"for a faster --backend cuda: freeprompt build {bundle.path} --backend cuda"
     if tensorrt is None:
         major = int(gpu.driver.split(".")[0])
-        yield f"for --backend tensorrt: pip install tensorrt-cu{min(13, major)}"
+        yield f"for --backend tensorrt: pip install 'freeprompt[tensorrt-cu{min(13, major)}]'"
     elif bundle is not None and not any(engine.refused is None for engine in engines):
         yield f"for --backend tensorrt: freeprompt build {bundle.path}"

@@ -10,8 +10,7 @@ from freeprompt.contract.errors import BackendError, FreePromptError, UsageError
 from freeprompt.contract.graphs import NEEDED_GRAPHS
 from freeprompt.contract.session import Backend
 
-# "cuda-graph" is "cuda" with every step captured into a CUDA graph; chosen by name only until it has run on a GPU.
-BACKENDS = ("auto", "cpu", "cuda", "cuda-graph", "ort-tensorrt", "tensorrt")
+BACKENDS = ("auto", "cpu", "cuda", "ort-tensorrt", "tensorrt")
 
 
 @dataclass(frozen=True)
@@ -45,10 +44,6 @@ def create_backend(name: str = "auto", threads: int | None = None, bundle: Bundl
         from freeprompt.engines.tensorrt.backend import TensorRTBackend
 
         return TensorRTBackend()
-    if name == "cuda-graph":
-        from freeprompt.engines.onnxruntime.captured import BoundOnnxRuntimeBackend
-
-        return BoundOnnxRuntimeBackend()
     from freeprompt.engines.onnxruntime.backend import OnnxRuntimeBackend
 
     return OnnxRuntimeBackend(name, threads)

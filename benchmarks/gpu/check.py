@@ -125,14 +125,6 @@ class Check:
 
         self._measure("ort-cuda-exported", create)
 
-    def ort_cuda_graph(self) -> None:
-        def create() -> Backend:
-            from freeprompt.engines.onnxruntime.captured import BoundOnnxRuntimeBackend
-
-            return BoundOnnxRuntimeBackend()
-
-        self._measure("ort-cuda-graph", create)
-
     def ort_tensorrt(self) -> None:
         self._measure("ort-tensorrt", lambda: _onnxruntime("ort-tensorrt"))
 

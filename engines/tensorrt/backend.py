@@ -124,10 +124,10 @@ class TensorRTBackend:
         trust: load engines that this user did not build.
         cuda_graphs: capture steps into CUDA graphs.
         device: number of the GPU.
-        trt, cuda: for tests; None imports TensorRT and cuda-python.
+        trt, cuda: for tests; None imports TensorRT and cuda.core.
 
     Raises:
-        BackendError: TensorRT, cuda-python, the driver or the GPU is missing.
+        BackendError: TensorRT, cuda-core, the driver or the GPU is missing.
     """
 
     def __init__(

@@ -60,7 +60,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--backend",
         default="auto",
         metavar="B",
-        help="cpu, cuda, cuda-graph, ort-tensorrt, tensorrt, or auto: the fastest that works here (default: auto; see "
+        help="cpu, cuda, ort-tensorrt, tensorrt, or auto: the fastest that works here (default: auto; see "
         "freeprompt doctor)",
     )
     parser.add_argument(

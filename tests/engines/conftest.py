@@ -15,7 +15,7 @@ from freeprompt.engines.cuda.runtime import CudaRuntime
 from freeprompt.engines.onnxruntime.cuda_form import RewrittenGraph, fuse_for_cuda
 from freeprompt.engines.tensorrt.backend import TensorRTBackend
 from freeprompt.engines.tensorrt.bundle_build import BundleBuild, Outcome, build_bundle
-from tests.engines.cuda.fake_cuda import FakeCudart
+from tests.engines.cuda.fake_cuda import FakeCuda
 from tests.engines.tensorrt.fake_tensorrt import FakeTensorRT
 from tests.shapes import shapes_of
 
@@ -26,7 +26,7 @@ SIZE = (64, 64)
 class Machine:
     """A fake machine with a backend on it."""
 
-    cudart: FakeCudart
+    cuda: FakeCuda
     trt: FakeTensorRT
     backend: TensorRTBackend
 
@@ -37,11 +37,12 @@ class Machine:
         limit: int = 1 << 30,
         cuda_graphs: bool = True,
         eager: tuple[int, ...] = (),
+        memory_pools: bool = True,
     ) -> Machine:
-        cudart = FakeCudart(limit, eager=eager)
-        trt = FakeTensorRT(version, cudart)
-        backend = TensorRTBackend(cuda_graphs=cuda_graphs, trt=trt, cuda=CudaRuntime(cudart))
-        return cls(cudart, trt, backend)
+        cuda = FakeCuda(limit, eager=eager, memory_pools=memory_pools)
+        trt = FakeTensorRT(version, cuda)
+        backend = TensorRTBackend(cuda_graphs=cuda_graphs, trt=trt, cuda=CudaRuntime(cuda.library))
+        return cls(cuda, trt, backend)
 
     def build(self, bundle: Bundle, *graphs: str, rows: str = "1,2,3", engines: str = "shared") -> list[Outcome]:
         shapes = shapes_of(bundle.manifest, SIZE, rows=rows)

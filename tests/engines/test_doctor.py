@@ -19,7 +19,7 @@ from freeprompt.engines.fake import FakeBackend
 from freeprompt.engines.onnxruntime import backend
 from freeprompt.engines.onnxruntime.tensorrt_provider import warm_bundle
 from tests.engines.conftest import SIZE, Machine
-from tests.engines.cuda.fake_cuda import FakeCudart
+from tests.engines.cuda.fake_cuda import FakeCuda
 from tests.shapes import shapes_of
 
 without_gpu = pytest.mark.skipif(
@@ -53,7 +53,6 @@ def test_build_checks_its_arguments_first(tiny_bundle: Path, arguments: list[str
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["cuda-graph"], "--backend cuda-graph needs no build: it runs what was built for cuda"),
         (["cuda", "--workspace", "2"], "--workspace means nothing to --backend cuda"),
         (["cpu"], "--backend cpu needs no build"),
         (["auto"], "build takes tensorrt, cuda or ort-tensorrt"),
@@ -112,12 +111,12 @@ def test_doctor_as_json() -> None:
 
 
 def test_unknown_and_missing_backends() -> None:
-    with pytest.raises(UsageError, match="auto, cpu, cuda, cuda-graph, ort-tensorrt, tensorrt"):
+    with pytest.raises(UsageError, match="auto, cpu, cuda, ort-tensorrt, tensorrt"):
         select.create_backend("gpu")
 
 
 @without_gpu
-@pytest.mark.parametrize("name", ["cuda", "cuda-graph", "ort-tensorrt", "tensorrt"])
+@pytest.mark.parametrize("name", ["cuda", "ort-tensorrt", "tensorrt"])
 def test_backends_that_are_not_here(name: str) -> None:
     with pytest.raises(BackendError, match="install"):
         select.create_backend(name)
@@ -148,15 +147,15 @@ def test_engines_are_reported_with_the_reason_of_their_refusal(bundle: Bundle, m
 
 
 def test_what_cuda_says_of_the_device() -> None:
-    info = CudaRuntime(FakeCudart(limit=5 << 30)).info()
+    info = CudaRuntime(FakeCuda(limit=5 << 30).library).info()
     assert info == DeviceInfo(0, "Fake GPU", "9.0", 5 << 30, "13.0", "12.9")
 
 
 def test_no_device() -> None:
-    with pytest.raises(BackendError, match="CUDA could not find a GPU: cudaErrorNoDevice"):
-        CudaRuntime(FakeCudart(devices=0))
+    with pytest.raises(BackendError, match="CUDA could not find a GPU: CUDA_ERROR_NO_DEVICE"):
+        CudaRuntime(FakeCuda(devices=0).library)
     with pytest.raises(BackendError, match="there is no GPU 3; CUDA sees 1"):
-        CudaRuntime(FakeCudart(), device=3)
+        CudaRuntime(FakeCuda().library, device=3)
 
 
 def test_a_bundle_is_reported_with_its_graphs_and_its_weights(tiny_bundle: Path) -> None:

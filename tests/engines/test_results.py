@@ -15,15 +15,10 @@ from freeprompt.contract.bundle import Bundle
 from freeprompt.contract.errors import BackendError
 from freeprompt.contract.manifest import TensorSpec
 from freeprompt.contract.session import HostArray, check_results
-from freeprompt.engines.cuda.memory import DevicePool
-from freeprompt.engines.cuda.runtime import CudaRuntime
 from freeprompt.engines.fake import FakeBackend
-from freeprompt.engines.onnxruntime.captured import BoundSession
 from freeprompt.runtime import stages
 from freeprompt.runtime.sessions import Graphs
 from tests.engines.conftest import Machine
-from tests.engines.cuda.fake_cuda import FakeCudart
-from tests.engines.onnxruntime.fake_onnxruntime import FakeOrtSession
 
 SPECS = (
     TensorSpec("x", "float32", ("rows", 4, "tokens")),
@@ -78,22 +73,6 @@ def test_engines(machine: Machine, bundle: Bundle) -> None:
     other = with_output(bundle, "text_encoder", ("texts", 77, 33))
     with pytest.raises(BackendError, match=r"the manifest says float32 \[2,77,33\]"):
         machine.backend.open(other, "text_encoder").run(IDS)
-
-
-def test_bound_sessions(bundle: Bundle) -> None:
-    for shape, message in ((("texts", 77, 32), None), (("texts", 77, 33), r"\[2,77,33\]"), (("texts", 77), "outputs")):
-        cudart = FakeCudart()
-        session = FakeOrtSession(str(bundle.graph_path("text_encoder")), cudart)
-        spec = with_output(bundle, "text_encoder", shape).manifest.graph("text_encoder")
-
-        def run() -> None:
-            BoundSession("text_encoder", spec, session, DevicePool(CudaRuntime(cudart)), captured=False).run(IDS)  # noqa: B023
-
-        if message is None:
-            run()
-        else:
-            with pytest.raises(BackendError, match=message):
-                run()
 
 
 def test_the_fake_backend(bundle: Bundle) -> None:

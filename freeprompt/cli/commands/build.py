@@ -25,13 +25,12 @@ them when a shape first runs: this runs and checks every shape once, so that an 
 
 With --backend cuda the graphs are rewritten for ONNX Runtime's CUDA provider (fused group norms and
 convolutions with channels last; needs the packages onnx and sympy). Each is compared with ONNX Runtime
-on the CPU and timed against the graph as exported, and --backend cuda and cuda-graph run it from then
+on the CPU and timed against the graph as exported, and --backend cuda runs it from then
 on if it is right and not slower."""
 
 # Backends that have nothing to build, and why.
 NOTHING_TO_BUILD = {
     "cpu": "runs the graphs as they were exported",
-    "cuda-graph": "runs what was built for cuda, and captures its steps while it runs",
 }
 BUILDABLE = "tensorrt, cuda or ort-tensorrt"
 # Options that only TensorRT's own builder takes, by their names in the parsed arguments.

@@ -16,7 +16,6 @@ from typing import Any
 MODULE = ""
 TYPES = {
     "trt": MODULE,
-    "cudart": MODULE,
     "builder": "Builder",
     "network": "INetworkDefinition",
     "entry": "ITensor",

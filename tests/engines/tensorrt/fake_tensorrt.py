@@ -1,4 +1,4 @@
-"""TensorRT's Python API over ONNX Runtime on the CPU: engines that compute, in the memory of ``FakeCudart``.
+"""TensorRT's Python API over ONNX Runtime on the CPU: engines that compute, in the memory of ``FakeCuda``.
 
 Every call of the builder is recorded. What a version lacks is absent, and a conformance test holds what is here against
 the real bindings.
@@ -17,7 +17,8 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from tests.engines.cuda.fake_cuda import MAIN, FakeCudart
+from tests.engines.cuda.fake_core import MAIN
+from tests.engines.cuda.fake_cuda import FakeCuda
 
 NAMES = {"tensor(float)": "FLOAT", "tensor(float16)": "HALF", "tensor(int32)": "INT32", "tensor(int64)": "INT64"}
 NUMPY = {"FLOAT": np.float32, "HALF": np.float16, "INT32": np.int32, "INT64": np.int64}
@@ -72,7 +73,7 @@ class FakeTensorRT:
         breaks_capture: the engine does something that cannot be captured.
     """
 
-    def __init__(self, version: str, cuda: FakeCudart) -> None:
+    def __init__(self, version: str, cuda: FakeCuda) -> None:
         self.__version__ = version
         self.cuda = cuda
         modern = not version.startswith("8.")
@@ -361,21 +362,21 @@ class FakeContext:
 
     def _compute(self, scratch: int, addresses: dict[str, int], shapes: dict[str, tuple[int, ...]]) -> None:
         cuda, session = self._trt.cuda, self._engine.session
-        cuda.check(scratch, SCRATCH_BYTES)
+        cuda.reach(scratch, SCRATCH_BYTES)
         feeds = {}
         for value in session.get_inputs():
             dtype = np.dtype(NUMPY[NAMES[value.type]])
             feeds[value.name] = read(cuda, addresses[value.name], shapes[value.name], dtype)
         for value, array in zip(session.get_outputs(), session.run(None, feeds)):
             result = np.ascontiguousarray(self._trt.distort(array).astype(array.dtype))
-            cuda.check(addresses[value.name], result.nbytes)
+            cuda.reach(addresses[value.name], result.nbytes)
             ctypes.memmove(addresses[value.name], result.ctypes.data, result.nbytes)
 
 
-def read(cuda: FakeCudart, address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+def read(cuda: FakeCuda, address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
     """A copy of device memory."""
     result = np.empty(shape, dtype)
-    cuda.check(address, result.nbytes)
+    cuda.reach(address, result.nbytes)
     ctypes.memmove(result.ctypes.data, address, result.nbytes)
     return result
 

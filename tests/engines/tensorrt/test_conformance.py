@@ -11,10 +11,10 @@ from enum import IntEnum
 
 import pytest
 
-from tests.engines.cuda.fake_cuda import FakeCudart
+from tests.engines.cuda.fake_cuda import FakeCuda
 from tests.engines.tensorrt import bindings, fake_tensorrt
 from tests.engines.tensorrt.api_uses import MODULE, TYPES, Use, find_uses, problems, sources
-from tests.engines.tensorrt.bindings import CUDA, ROOT, TENSORRT, Wheel, describe, run_python
+from tests.engines.tensorrt.bindings import ROOT, TENSORRT, Wheel, describe, run_python
 
 ENGINES = ROOT / "engines"
 TENSORRT_SOURCES = (
@@ -24,7 +24,6 @@ TENSORRT_SOURCES = (
     "tensorrt/progress.py",
     "tensorrt/timing.py",
 )
-CUDA_SOURCES = ("cuda/runtime.py",)
 
 tensorrt_versions = pytest.mark.parametrize("wheel", TENSORRT, ids=lambda wheel: wheel.version)
 
@@ -37,28 +36,18 @@ def test_every_use_exists_in_this_version(wheel: Wheel) -> None:
         assert not found, f"{name} with TensorRT {wheel.version}: " + "; ".join(found)
 
 
-@pytest.mark.parametrize("wheel", CUDA, ids=lambda wheel: wheel.version)
-def test_every_cuda_call_exists_in_this_version(wheel: Wheel) -> None:
-    library = describe(wheel, "cuda.bindings.runtime")
-    for source in sources(ENGINES, CUDA_SOURCES).values():
-        uses = find_uses(source, "0")
-        assert len({use.name for use in uses}) > 30
-        found = problems(uses, library)
-        assert not found, "; ".join(found)
-
-
 def test_the_sources_use_every_class_that_is_looked_for() -> None:
     """A variable renamed in the sources would silently no longer be checked."""
     used = set()
-    for source in sources(ENGINES, (*TENSORRT_SOURCES, *CUDA_SOURCES)).values():
+    for source in sources(ENGINES, TENSORRT_SOURCES).values():
         used |= {use.owner for use in find_uses(source, "10.3")}
     assert set(TYPES.values()) <= used
 
 
 def test_nothing_else_touches_the_libraries() -> None:
-    """Other modules reach TensorRT and CUDA through the ones that are checked."""
+    """Other modules reach TensorRT through the ones that are checked."""
     for path in sorted(ENGINES.rglob("*.py")):
-        if path.relative_to(ENGINES).as_posix() not in (*TENSORRT_SOURCES, *CUDA_SOURCES):
+        if path.relative_to(ENGINES).as_posix() not in TENSORRT_SOURCES:
             uses = [u for u in find_uses(path.read_text(), "10.3") if u.owner == MODULE]
             assert all(use.name == "__version__" for use in uses), (path, uses)
 
@@ -182,7 +171,7 @@ def fake_uses(fake: type, owner: str) -> list[Use]:
 def test_the_fake_invents_nothing(wheel: Wheel) -> None:
     """What the unit tests run against has the names and arguments of the real bindings of that version."""
     library = describe(wheel, "tensorrt_bindings")
-    module = fake_tensorrt.FakeTensorRT(wheel.version, FakeCudart())
+    module = fake_tensorrt.FakeTensorRT(wheel.version, FakeCuda())
     found = problems([Use(MODULE, name, 0) for name in vars(module) if name[0].isupper()], library)
     for name, enum in vars(module).items():
         if isinstance(enum, type) and issubclass(enum, IntEnum):
@@ -191,13 +180,6 @@ def test_the_fake_invents_nothing(wheel: Wheel) -> None:
         found += problems(fake_uses(fake, owner), library)
     # INT64 came with 10.
     assert [f for f in found if not (wheel.version.startswith("8.") and "DataType.INT64" in f)] == []
-
-
-@pytest.mark.parametrize("wheel", CUDA, ids=lambda wheel: wheel.version)
-def test_the_fake_of_cuda_invents_nothing(wheel: Wheel) -> None:
-    uses = [use for use in fake_uses(FakeCudart, MODULE) if use.name.startswith("cuda")]
-    assert len(uses) > 25
-    assert problems(uses, describe(wheel, "cuda.bindings.runtime")) == []
 
 
 def test_wheels_of_three_generations_are_named() -> None:
