@@ -15,7 +15,8 @@ from freeprompt.engines.bundle_report import BundleReport, bundle_to_lines, bund
 from freeprompt.engines.cuda.runtime import CudaRuntime, DeviceInfo
 from freeprompt.engines.onnxruntime.prepared_store import CudaStore
 from freeprompt.engines.select import Candidate, candidates
-from freeprompt.engines.tensorrt.library import import_tensorrt
+from freeprompt.engines.tensorrt.library import FLAVOURS, load_library
+from freeprompt.engines.tensorrt.parity import Checked
 from freeprompt.engines.tensorrt.store import EngineStore, Machine
 
 # Packages that decide which backends there are, with the names they are installed under.
@@ -28,19 +29,26 @@ PACKAGES = (
     "tensorrt",
     "tensorrt-cu12",
     "tensorrt-cu13",
+    "tensorrt-rtx-cu12-bindings",
+    "tensorrt-rtx-cu13-bindings",
+    "polygraphy",
     "torch",
 )
 
 
 @dataclass(frozen=True)
 class EngineReport:
-    """One engine of the bundle; ``refused`` is None where it may be used."""
+    """One engine of the bundle; ``refused`` is None where it may be used.
+
+    ``unchecked`` says that it has not shown on this machine that it computes right; "": it has.
+    """
 
     file: str
     graph: str
     shapes: tuple[str, ...]
     fused_attention: str
     refused: str | None
+    unchecked: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,8 @@ class Report:
     gpu_problem: str | None
     tensorrt: str | None
     tensorrt_problem: str | None
+    tensorrt_rtx: str | None
+    tensorrt_rtx_problem: str | None
     chosen: str
     candidates: tuple[Candidate, ...]
     onnxruntime: str = ""
@@ -95,10 +105,12 @@ def examine(bundle: Bundle | None = None, damaged: BundleReport | None = None) -
     """
     packages = _packages()
     gpu, gpu_problem = _gpu()
-    tensorrt, tensorrt_problem = _tensorrt()
+    tensorrt, tensorrt_problem = _tensorrt("tensorrt")
+    rtx, rtx_problem = _tensorrt("tensorrt-rtx")
     considered = tuple(candidates(bundle))
     chosen = next((c.name for c in considered if c.problem is None), "")
-    engines = () if bundle is None else _engines(bundle, tensorrt, gpu)
+    versions = {"tensorrt": tensorrt, "tensorrt-rtx": rtx}
+    engines = () if bundle is None else tuple(_engines(bundle, versions, gpu))
     prepared = () if bundle is None else _prepared(bundle, gpu)
     return Report(
         python=f"{platform.python_version()} ({sys.executable})",
@@ -109,6 +121,8 @@ def examine(bundle: Bundle | None = None, damaged: BundleReport | None = None) -
         gpu_problem=gpu_problem,
         tensorrt=tensorrt,
         tensorrt_problem=tensorrt_problem,
+        tensorrt_rtx=rtx,
+        tensorrt_rtx_problem=rtx_problem,
         chosen=chosen,
         candidates=considered,
         onnxruntime=_onnxruntime_version(),
@@ -137,6 +151,7 @@ def report_to_lines(report: Report) -> Iterator[str]:
     else:
         yield f"gpu           none: {report.gpu_problem}"
     yield f"tensorrt      {report.tensorrt or f'none: {report.tensorrt_problem}'}"
+    yield f"tensorrt-rtx  {report.tensorrt_rtx or f'none: {report.tensorrt_rtx_problem}'}"
     if report.bundle is not None:
         yield ""
         yield from bundle_to_lines(report.bundle, report.chosen)
@@ -157,6 +172,8 @@ def report_to_lines(report: Report) -> Iterator[str]:
             yield f"    for {shapes}"
         if engine.fused_attention:
             yield f"    fused attention {engine.fused_attention}"
+        if engine.unchecked:
+            yield f"    {engine.unchecked}"
     if report.prepared:
         yield ""
         yield "graphs of the bundle prepared for CUDA; one that is not usable runs as it was exported"
@@ -200,32 +217,33 @@ def _gpu() -> tuple[DeviceInfo | None, str | None]:
         return None, str(error)
 
 
-def _tensorrt() -> tuple[str | None, str | None]:
+def _tensorrt(name: str) -> tuple[str | None, str | None]:
     try:
-        return str(import_tensorrt().__version__), None
+        return load_library(name).version, None
     except BackendError as error:
         return None, str(error)
 
 
-def _engines(bundle: Bundle, tensorrt: str | None, gpu: DeviceInfo | None) -> tuple[EngineReport, ...]:
-    machine = Machine(tensorrt, gpu.capability, gpu.name) if tensorrt and gpu else None
-    reports = []
-    for found in EngineStore(bundle, machine).scan():
-        metadata = found.metadata
-        fused = ""
-        if metadata is not None and metadata.attention_layers:
-            count = "unknown" if metadata.fused_attention is None else str(metadata.fused_attention)
-            fused = f"{count} of {metadata.attention_layers} layers"
-        reports.append(
-            EngineReport(
+def _engines(bundle: Bundle, versions: dict[str, str | None], gpu: DeviceInfo | None) -> Iterator[EngineReport]:
+    for name, version in versions.items():
+        machine = Machine(version, gpu.capability, gpu.name) if version and gpu else None
+        for found in EngineStore(bundle, FLAVOURS[name], machine).scan():
+            metadata = found.metadata
+            fused, checked = "", ""
+            if metadata is not None and metadata.attention_layers and metadata.layers:
+                count = "unknown" if metadata.fused_attention is None else str(metadata.fused_attention)
+                fused = f"{count} of {metadata.attention_layers} layers"
+            if metadata is not None and machine is not None and found.refused is None:
+                right = Checked(FLAVOURS[name], machine).holds(bundle, metadata)
+                checked = "" if right else "not checked on this machine yet: that is done when it is first loaded"
+            yield EngineReport(
                 found.path.name,
                 metadata.graph if metadata else "",
                 tuple(str(profile) for profile in metadata.profiles) if metadata else (),
                 fused,
                 found.refused,
+                checked,
             )
-        )
-    return tuple(reports)
 
 
 def _prepared(bundle: Bundle, gpu: DeviceInfo | None) -> tuple[PreparedReport, ...]:

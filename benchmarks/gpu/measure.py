@@ -1,4 +1,4 @@
-"""Parity and timing of one backend on one bundle. Runs where TensorRT 8.6 runs: Python 3.9, no PyTorch."""
+"""Parity and timing of one backend on one bundle. Runs without PyTorch."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from freeprompt.engines.cuda.captured import Launcher
 from freeprompt.engines.cuda.memory import DevicePool
 from freeprompt.engines.shapes import Profile
 from freeprompt.engines.tensorrt.engine import Context, Engine
+from freeprompt.engines.tensorrt.runtime_cache import RuntimeCache
 from freeprompt.engines.tensorrt.timing import LayerTimes
 
 if TYPE_CHECKING:
@@ -45,11 +46,17 @@ class Scratch:
 
 @dataclass(frozen=True)
 class LoadedEngine:
-    """An engine with the profiles that it was built for."""
+    """An engine with the profiles that it was built for, and where the kernels compiled for it are kept."""
 
     engine: Engine
     profiles: tuple[Profile, ...]
     label: str
+    runtime_cache: RuntimeCache | None = None
+
+    def keep_kernels(self) -> None:
+        """Keep what was compiled up to now."""
+        if self.runtime_cache is not None:
+            self.runtime_cache.save(self.engine.kernels)
 
 
 class ExecutionContext:

@@ -1,12 +1,10 @@
-"""How far a build is, from TensorRT's progress monitor where there is one (8.6 has none)."""
+"""How far a build is, from TensorRT's progress monitor."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from typing import Any
-
-from freeprompt.engines.tensorrt.library import at_least
 
 # Lines of text: a terminal shows them one below the other, a log keeps them.
 Reporter = Callable[[str], None]
@@ -73,22 +71,20 @@ class BuildProgress:
 
 
 def create_monitor(trt: Any, state: BuildProgress) -> Any:
-    """TensorRT's monitor interface over ``state``; None in 8.6, which has none."""
-    if at_least(trt, "10.3"):
+    """TensorRT's monitor interface over ``state``."""
 
-        class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-            def __init__(self) -> None:
-                trt.IProgressMonitor.__init__(self)
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
 
-            def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-                state.begin(phase_name, parent_phase, num_steps)
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            state.begin(phase_name, parent_phase, num_steps)
 
-            def phase_finish(self, phase_name: str) -> None:
-                state.end(phase_name)
+        def phase_finish(self, phase_name: str) -> None:
+            state.end(phase_name)
 
-            def step_complete(self, phase_name: str, step: int) -> bool:
-                state.step(phase_name, step)
-                return True  # False would cancel the build
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            state.step(phase_name, step)
+            return True  # False would cancel the build
 
-        return Monitor()
-    return None
+    return Monitor()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +172,9 @@ def test_engines_of_an_edit_come_first(bundle: Bundle, monkeypatch: pytest.Monke
         return results[label]
 
     machine = Machine.create()
-    monkeypatch.setattr(engines, "TensorRTBackend", lambda: machine.backend)
+    monkeypatch.setattr(engines, "TensorRTBackend", lambda library: machine.backend)
+    monkeypatch.setattr(engines, "load_library", lambda name: machine.backend.library)
+    monkeypatch.setattr(engines, "build_bundle", partial(engines.build_bundle, compile_engine=machine.trt.compile))
     for more in (False, True):
         engines.build_engines(bundle, rows, once, more)
     built = [engine for item in results.values() for engine in item["engines"]]

@@ -55,7 +55,7 @@ def test_build_checks_its_arguments_first(tiny_bundle: Path, arguments: list[str
     [
         (["cuda", "--workspace", "2"], "--workspace means nothing to --backend cuda"),
         (["cpu"], "--backend cpu needs no build"),
-        (["auto"], "build takes tensorrt, cuda or ort-tensorrt"),
+        (["auto"], "build takes tensorrt, tensorrt-rtx, cuda or ort-tensorrt"),
         (["gpu"], "unknown backend 'gpu'"),
         (["ort-tensorrt", "--workspace", "2"], "--workspace means nothing to --backend ort-tensorrt"),
         (["ort-tensorrt", "--optimization-level", "5"], "--optimization-level means nothing"),
@@ -106,12 +106,12 @@ def test_doctor_explains(tiny_bundle: Path) -> None:
 def test_doctor_as_json() -> None:
     report = json.loads(run("doctor", "--json").stdout)
     assert report["chosen"] == "cpu"
-    assert {candidate["name"] for candidate in report["candidates"]} == {"tensorrt", "cuda", "cpu"}
+    assert {candidate["name"] for candidate in report["candidates"]} == {"tensorrt", "tensorrt-rtx", "cuda", "cpu"}
     assert "CPUExecutionProvider" in report["providers"]
 
 
 def test_unknown_and_missing_backends() -> None:
-    with pytest.raises(UsageError, match="auto, cpu, cuda, ort-tensorrt, tensorrt"):
+    with pytest.raises(UsageError, match="auto, cpu, cuda, ort-tensorrt, tensorrt, tensorrt-rtx"):
         select.create_backend("gpu")
 
 
@@ -124,9 +124,9 @@ def test_backends_that_are_not_here(name: str) -> None:
 
 def test_auto_takes_the_best_that_has_no_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     assert select.create_backend("auto").name in ("cpu", "cuda")
-    monkeypatch.setattr(select, "tensorrt_problem", lambda bundle: "no engine")
+    monkeypatch.setattr(select, "tensorrt_problem", lambda bundle, name="tensorrt": "no engine")
     monkeypatch.setattr(select, "_cuda_problem", lambda: "no driver")
-    assert [c.problem for c in select.candidates(None)] == ["no engine", "no driver", None]
+    assert [c.problem for c in select.candidates(None)] == ["no engine", "no engine", "no driver", None]
     assert select.create_backend("auto").name == "cpu"
 
 
@@ -135,14 +135,14 @@ def test_engines_are_reported_with_the_reason_of_their_refusal(bundle: Bundle, m
     machine.trt.layers = [{"Name": "mha"}]
     machine.build(bundle, "step", rows="1")
     info = DeviceInfo(0, "GPU", "9.0", 1 << 30, "13.0", "12.9")
-    monkeypatch.setattr(doctor, "_tensorrt", lambda: ("10.3.0", None))
+    monkeypatch.setattr(doctor, "_tensorrt", lambda name: ("10.3.0", None))
     monkeypatch.setattr(doctor, "_gpu", lambda: (info, None))
     text = "\n".join(doctor.report_to_lines(doctor.examine(bundle)))
     assert "built with TensorRT 10.16.1.11, this is 10.3.0" in text
     assert "for latents 1" in text and "rows 1" in text
     assert "fused attention 1 of 8 layers" in text
     assert f"freeprompt build {bundle.path}" in text
-    monkeypatch.setattr(doctor, "_tensorrt", lambda: ("10.16.1.11", None))
+    monkeypatch.setattr(doctor, "_tensorrt", lambda name: ("10.16.1.11", None))
     assert ": usable" in "\n".join(doctor.report_to_lines(doctor.examine(bundle)))
 
 
@@ -222,7 +222,7 @@ def test_an_onnxruntime_that_is_refused_is_told_and_nothing_is_chosen(monkeypatc
         raise BackendError("onnxruntime 1.20.0 is installed, and versions before 1.21.1 fail")
 
     monkeypatch.setattr(backend, "check_available", refuse)
-    monkeypatch.setattr(select, "tensorrt_problem", lambda bundle: "no engine")
+    monkeypatch.setattr(select, "tensorrt_problem", lambda bundle, name="tensorrt": "no engine")
     monkeypatch.setattr(select, "_cuda_problem", lambda: "no driver")
     report = doctor.examine()
     assert report.chosen == ""

@@ -16,14 +16,11 @@ from typing import Any
 MODULE = ""
 TYPES = {
     "trt": MODULE,
-    "builder": "Builder",
     "network": "INetworkDefinition",
     "entry": "ITensor",
     "config": "IBuilderConfig",
-    "parser": "OnnxParser",
-    "refusal": "ParserError",
-    "optimization": "IOptimizationProfile",
-    "cache": "ITimingCache",
+    "jit_config": "IRuntimeConfig",
+    "compiled": "IRuntimeCache",
     "runtime": "Runtime",
     "engine": "ICudaEngine",
     "context": "IExecutionContext",

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,8 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 FOLDER = ROOT / "build" / "tests" / "bindings"
-LIBRARIES = ("nvinfer", "nvinfer_plugin", "nvonnxparser", "nvparsers")
-# The nine entry points of the C interface, and what 8.6 takes from the parsers that 10 no longer has.
+LIBRARIES = ("nvinfer", "nvinfer_plugin", "nvonnxparser")
+# The entry points of the C interface.
 ENTRY_POINTS = (
     "createInferBuilder_INTERNAL",
     "createInferRefitter_INTERNAL",
@@ -31,11 +32,6 @@ ENTRY_POINTS = (
     "getPluginRegistry",
     "getNvOnnxParserVersion",
     "initLibNvInferPlugins",
-    "_ZN11nvuffparser15createUffParserEv",
-    "_ZN11nvuffparser17shutdownProtobufLibraryEv",
-    "_ZN11nvuffparser8FieldMapC1EPKcPKvNS_9FieldTypeEi",
-    "_ZN14nvcaffeparser117createCaffeParserEv",
-    "_ZN14nvcaffeparser123shutdownProtobufLibraryEv",
 )
 
 
@@ -49,7 +45,6 @@ class Wheel:
 
 
 TENSORRT = (
-    Wheel("tensorrt-bindings", "8.6.1", 11),
     Wheel("tensorrt-cu12-bindings", "10.3.0", 12),
     Wheel("tensorrt-cu12-bindings", "10.16.1.11", 13),
     Wheel("tensorrt-cu12-bindings", "11.4.0.106", 13),
@@ -151,6 +146,15 @@ def describe(wheel: Wheel, module: str) -> dict[str, Any]:
         run_python(wheel, DESCRIBE, module, str(partial))
         partial.rename(path)
     result: dict[str, Any] = json.loads(path.read_text())
+    return result
+
+
+def describe_installed(module: str) -> dict[str, Any]:
+    """The same of a module that is installed here, with the libraries it needs."""
+    with tempfile.NamedTemporaryFile("r", suffix=".json") as file:
+        command = [sys.executable, "-c", DESCRIBE, module, file.name]
+        subprocess.run(command, capture_output=True, timeout=120, check=True)
+        result: dict[str, Any] = json.load(file)
     return result
 
 

@@ -14,16 +14,18 @@ import pytest
 from tests.engines.cuda.fake_cuda import FakeCuda
 from tests.engines.tensorrt import bindings, fake_tensorrt
 from tests.engines.tensorrt.api_uses import MODULE, TYPES, Use, find_uses, problems, sources
-from tests.engines.tensorrt.bindings import ROOT, TENSORRT, Wheel, describe, run_python
+from tests.engines.tensorrt.bindings import ROOT, TENSORRT, Wheel, describe, describe_installed, run_python
 
 ENGINES = ROOT / "engines"
 TENSORRT_SOURCES = (
     "tensorrt/library.py",
-    "tensorrt/builder.py",
+    "tensorrt/compile.py",
     "tensorrt/engine.py",
     "tensorrt/progress.py",
     "tensorrt/timing.py",
 )
+# What TensorRT-RTX has beside the common API.
+RTX_SOURCES = ("tensorrt/rtx.py",)
 
 tensorrt_versions = pytest.mark.parametrize("wheel", TENSORRT, ids=lambda wheel: wheel.version)
 
@@ -36,10 +38,18 @@ def test_every_use_exists_in_this_version(wheel: Wheel) -> None:
         assert not found, f"{name} with TensorRT {wheel.version}: " + "; ".join(found)
 
 
+def test_every_use_exists_in_tensorrt_rtx() -> None:
+    pytest.importorskip("tensorrt_rtx_bindings")
+    library = describe_installed("tensorrt_rtx_bindings")
+    for name, source in sources(ENGINES, (*TENSORRT_SOURCES, *RTX_SOURCES)).items():
+        found = problems(find_uses(source, "11.4"), library)
+        assert not found, f"{name} with TensorRT-RTX: " + "; ".join(found)
+
+
 def test_the_sources_use_every_class_that_is_looked_for() -> None:
     """A variable renamed in the sources would silently no longer be checked."""
     used = set()
-    for source in sources(ENGINES, TENSORRT_SOURCES).values():
+    for source in sources(ENGINES, (*TENSORRT_SOURCES, *RTX_SOURCES)).values():
         used |= {use.owner for use in find_uses(source, "10.3")}
     assert set(TYPES.values()) <= used
 
@@ -47,7 +57,7 @@ def test_the_sources_use_every_class_that_is_looked_for() -> None:
 def test_nothing_else_touches_the_libraries() -> None:
     """Other modules reach TensorRT through the ones that are checked."""
     for path in sorted(ENGINES.rglob("*.py")):
-        if path.relative_to(ENGINES).as_posix() not in TENSORRT_SOURCES:
+        if path.relative_to(ENGINES).as_posix() not in (*TENSORRT_SOURCES, *RTX_SOURCES):
             uses = [u for u in find_uses(path.read_text(), "10.3") if u.owner == MODULE]
             assert all(use.name == "__version__" for use in uses), (path, uses)
 
@@ -57,7 +67,7 @@ def test_nothing_else_touches_the_libraries() -> None:
     [
         ("config.set_flag(trt.BuilderFlag.FP16)", "BuilderFlag.FP16 does not exist"),
         ("size = engine.device_memory_size", "ICudaEngine.device_memory_size does not exist"),
-        ("builder.create_network(1, 2)", "called with 2 arguments"),
+        ("context.set_device_memory(1)", "called with 1 arguments"),
         ("config.set_memory_pool_limit(pool_size=3)", "called with 0 arguments"),
         ("engine.num_layers = 3", "cannot be set"),
         ("flag = trt.BuilderFlag\nx = flag.INT8", "BuilderFlag.INT8 does not exist"),
@@ -75,7 +85,7 @@ def test_what_the_newest_version_lacks_is_found(code: str, complaint: str) -> No
 def test_code_for_an_older_version_is_not_held_against_a_newer() -> None:
     code = "if at_least(trt, '10.3'):\n  pass\nelse:\n  config.set_flag(trt.BuilderFlag.FP16)"
     assert find_uses(code, "11.4") == []
-    assert {use.name for use in find_uses(code, "8.6.1")} == {"set_flag", "BuilderFlag", "FP16"}
+    assert {use.name for use in find_uses(code, "10.2.0")} == {"set_flag", "BuilderFlag", "FP16"}
 
 
 SUBCLASSES = """
@@ -83,34 +93,28 @@ import json, sys, warnings
 warnings.simplefilter("error")
 import tensorrt_bindings
 sys.modules["tensorrt"] = tensorrt_bindings
-from freeprompt.engines.tensorrt.library import Messages, at_least, import_tensorrt
+from freeprompt.engines.tensorrt.library import FLAVOURS, Library, Messages, load_library
 from freeprompt.engines.tensorrt.progress import BuildProgress, create_monitor
-trt = import_tensorrt()
-messages = Messages(trt)
+library = load_library("tensorrt")
+trt, messages = library.trt, library.messages
 # As the library calls it: the method of the base class dispatches to ours.
 messages.logger.log(trt.ILogger.ERROR, "bad")
 messages.logger.log(trt.ILogger.INTERNAL_ERROR, "worse")
 messages.logger.log(trt.ILogger.WARNING, "hm")
 messages.logger.log(trt.ILogger.INFO, "chatter")
 lines = []
-if at_least(trt, "10.3"):
-    monitor = create_monitor(trt, BuildProgress("b", lines.append, iter(range(0, 1000, 10)).__next__))
-    monitor.phase_start("a", None, 2)
-    assert monitor.step_complete("a", 0) is True
-    monitor.phase_finish("a")
-from freeprompt.engines.tensorrt.builder import BuilderSettings, build_engine
+monitor = create_monitor(trt, BuildProgress("b", lines.append, iter(range(0, 1000, 10)).__next__))
+monitor.phase_start("a", None, 2)
+assert monitor.step_complete("a", 0) is True
+monitor.phase_finish("a")
+said = list(messages.errors)
 from freeprompt.engines.tensorrt.engine import Engine
 from freeprompt.contract.errors import BackendError
-from pathlib import Path
 refused = []
-for action in (
-    lambda: build_engine(trt, Path("x.onnx"), (), (), BuilderSettings("float32")),
-    lambda: Engine(trt, b""),
-):
-    try:
-        action()
-    except BackendError as error:
-        refused.append(str(error))
+try:
+    Engine(library, b"")
+except BackendError as error:
+    refused.append(str(error))
 from freeprompt.engines.tensorrt.timing import LayerTimes, create_profiler
 times = LayerTimes()
 profiler = create_profiler(trt, times)
@@ -118,38 +122,33 @@ profiler = create_profiler(trt, times)
 assert isinstance(profiler, trt.IProfiler)
 profiler.report_layer_time(layer_name="a", ms=1.5)
 assert times.samples == {"a": [1.5]}
-print(json.dumps([messages.errors, messages.warnings, lines, refused]))
+print(json.dumps([said, messages.warnings, lines, refused]))
 """
 
 
 @tensorrt_versions
 def test_our_subclasses_and_the_absence_of_a_gpu(wheel: Wheel) -> None:
-    """Logger and monitor are subclasses of the bindings' classes; without a GPU the library gives no builder."""
+    """Logger and monitor are subclasses of the bindings' classes; without a GPU the library gives no runtime."""
     errors, warned, lines, refused = json.loads(run_python(wheel, SUBCLASSES))
     assert errors == ["bad", "worse"]
     assert warned == ["hm"]
-    if wheel.version.startswith("8."):
-        assert lines == []
-    else:
-        assert lines == ["b: 50 % after 10 s, about 10 s left"]
-    assert len(refused) == 2
-    assert refused[0].startswith("TensorRT could not start its builder")
-    assert refused[1].startswith("TensorRT could not start its runtime")
+    assert lines == ["b: 50 % after 10 s, about 10 s left"]
+    assert len(refused) == 1
+    assert refused[0].startswith("TensorRT could not start its runtime")
 
 
 FAKES: dict[type, str] = {
-    fake_tensorrt.Builder: "Builder",
-    fake_tensorrt.Network: "INetworkDefinition",
-    fake_tensorrt.Refusal: "ParserError",
-    fake_tensorrt.OnnxParser: "OnnxParser",
-    fake_tensorrt.OptimizationProfile: "IOptimizationProfile",
-    fake_tensorrt.Config: "IBuilderConfig",
-    fake_tensorrt.TimingCache: "ITimingCache",
     fake_tensorrt.Runtime: "Runtime",
     fake_tensorrt.FakeEngine: "ICudaEngine",
     fake_tensorrt.Inspector: "EngineInspector",
     fake_tensorrt.FakeContext: "IExecutionContext",
 }
+# And what TensorRT-RTX alone has, methods of classes above included.
+RTX_FAKES: dict[type, str] = {
+    fake_tensorrt.RuntimeConfig: "IRuntimeConfig",
+    fake_tensorrt.RuntimeCache: "IRuntimeCache",
+}
+RTX_METHODS = ("get_engine_validity", "create_runtime_config")
 
 
 def fake_uses(fake: type, owner: str) -> list[Use]:
@@ -177,11 +176,23 @@ def test_the_fake_invents_nothing(wheel: Wheel) -> None:
         if isinstance(enum, type) and issubclass(enum, IntEnum):
             found += problems([Use(name, member, 0) for member in enum.__members__], library)
     for fake, owner in FAKES.items():
+        found += problems([use for use in fake_uses(fake, owner) if use.name not in RTX_METHODS], library)
+    assert found == []
+
+
+def test_the_fake_of_tensorrt_rtx_invents_nothing() -> None:
+    pytest.importorskip("tensorrt_rtx_bindings")
+    library = describe_installed("tensorrt_rtx_bindings")
+    module = fake_tensorrt.FakeTensorRT("1.7.1.116", FakeCuda(), "tensorrt-rtx")
+    found = problems([Use(MODULE, name, 0) for name in vars(module) if name[0].isupper()], library)
+    for name, enum in vars(module).items():
+        if isinstance(enum, type) and issubclass(enum, IntEnum):
+            found += problems([Use(name, member, 0) for member in enum.__members__], library)
+    for fake, owner in {**FAKES, **RTX_FAKES}.items():
         found += problems(fake_uses(fake, owner), library)
-    # INT64 came with 10.
-    assert [f for f in found if not (wheel.version.startswith("8.") and "DataType.INT64" in f)] == []
+    assert found == []
 
 
-def test_wheels_of_three_generations_are_named() -> None:
+def test_wheels_of_both_generations_are_named() -> None:
     majors = [wheel.version.split(".")[0] for wheel in bindings.TENSORRT]
-    assert majors == ["8", "10", "10", "11"]
+    assert majors == ["10", "10", "11"]
