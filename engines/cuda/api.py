@@ -85,18 +85,18 @@ class Device(Protocol):
 class Core(Protocol):
     """The module cuda.core."""
 
-    def Device(self, device_id: int) -> Device: ...  # noqa: N802 - the library's name
-    def LegacyPinnedMemoryResource(self) -> LegacyPinnedMemoryResource: ...  # noqa: N802
+    def Device(self, device_id: int) -> Device: ...
+    def LegacyPinnedMemoryResource(self) -> LegacyPinnedMemoryResource: ...
     @property
-    def Buffer(self) -> type[Buffer]: ...  # noqa: N802
+    def Buffer(self) -> type[Buffer]: ...
 
 
 class Driver(Protocol):
     """The module cuda.bindings.driver: functions return a tuple that begins with an error, 0 for none."""
 
     @property
-    def CUDA_VERSION(self) -> int: ...  # noqa: N802
-    def cuDeviceGetCount(self) -> tuple[Any, int]: ...  # noqa: N802
-    def cuDriverGetVersion(self) -> tuple[Any, int]: ...  # noqa: N802
-    def cuMemGetInfo(self) -> tuple[Any, int, int]: ...  # noqa: N802
-    def cuMemPoolTrimTo(self, pool: object, minBytesToKeep: int) -> tuple[Any]: ...  # noqa: N802, N803
+    def CUDA_VERSION(self) -> int: ...
+    def cuDeviceGetCount(self) -> tuple[Any, int]: ...
+    def cuDriverGetVersion(self) -> tuple[Any, int]: ...
+    def cuMemGetInfo(self) -> tuple[Any, int, int]: ...
+    def cuMemPoolTrimTo(self, pool: object, minBytesToKeep: int) -> tuple[Any]: ...

@@ -6,9 +6,12 @@ import functools
 import importlib.util
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from freeprompt.contract.errors import BackendError
+
+if TYPE_CHECKING:
+    from freeprompt.engines.tensorrt.api import ILogger, TensorRT
 
 
 @dataclass(frozen=True)
@@ -92,16 +95,17 @@ class Messages:
         errors, warnings: its messages in order.
     """
 
-    def __init__(self, trt: Any, title: str = "TensorRT") -> None:
+    def __init__(self, trt: TensorRT, title: str = "TensorRT") -> None:
         self.errors: list[str] = []
         self.warnings: list[str] = []
         self._title = title
         severe = (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR)
         messages = self
+        base: Any = trt.ILogger
 
-        class Logger(trt.ILogger):  # type: ignore[misc]
+        class Logger(base):  # type: ignore[misc]
             def __init__(self) -> None:
-                trt.ILogger.__init__(self)
+                base.__init__(self)
 
             def log(self, severity: Any, msg: str) -> None:
                 if severity in severe:
@@ -109,7 +113,7 @@ class Messages:
                 elif severity == trt.ILogger.WARNING:
                     messages.warnings.append(msg)
 
-        self.logger = Logger()
+        self.logger: ILogger = Logger()
 
     def failure(self, action: str) -> BackendError:
         """The error for an action that failed: the library returns None and has said why."""
@@ -128,7 +132,7 @@ class Library:
     """
 
     flavour: Flavour
-    trt: Any
+    trt: TensorRT
     messages: Messages
 
     @property

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
@@ -42,21 +42,35 @@ class TensorIOMode(IntEnum):
     OUTPUT = 2
 
 
-class BaseLogger:
-    INTERNAL_ERROR, ERROR, WARNING, INFO = range(4)
+class Severity(IntEnum):
+    INTERNAL_ERROR = 0
+    ERROR = 1
+    WARNING = 2
 
-    def __init__(self) -> None:
-        pass
+
+class BaseLogger:
+    INTERNAL_ERROR: ClassVar[Any] = Severity.INTERNAL_ERROR
+    ERROR: ClassVar[Any] = Severity.ERROR
+    WARNING: ClassVar[Any] = Severity.WARNING
+
+    def log(self, severity: Any, msg: str) -> None:
+        raise NotImplementedError
 
 
 class BaseProfiler:
-    def __init__(self) -> None:
-        pass
+    def report_layer_time(self, layer_name: str, ms: float) -> None:
+        raise NotImplementedError
 
 
 class BaseMonitor:
-    def __init__(self) -> None:
-        pass
+    def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+        raise NotImplementedError
+
+    def phase_finish(self, phase_name: str) -> None:
+        raise NotImplementedError
+
+    def step_complete(self, phase_name: str, step: int) -> bool:
+        raise NotImplementedError
 
 
 class FakeTensorRT:

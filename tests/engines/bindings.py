@@ -1,7 +1,8 @@
 """The real Python bindings of TensorRT and CUDA on a machine that has neither.
 
-The wheels come from the package index (about 1 MB each, 12 MB for CUDA's) and are kept under build/. The bindings of
-TensorRT import once their C entry points are there; libraries of stubs that return nothing stand in for them.
+The wheels come from the package index (about 1 MB each, cuda-core 5 MB, cuda-bindings 12 MB) and are kept under build/.
+The bindings of TensorRT import once their C entry points are there; libraries of stubs that return nothing stand in for
+them.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
+from tests.engines.conformance import DESCRIBE
+
+ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "build" / "tests" / "bindings"
 LIBRARIES = ("nvinfer", "nvinfer_plugin", "nvonnxparser")
-# The entry points of the C interface.
+# Of the C interface.
 ENTRY_POINTS = (
     "createInferBuilder_INTERNAL",
     "createInferRefitter_INTERNAL",
@@ -49,25 +52,8 @@ TENSORRT = (
     Wheel("tensorrt-cu12-bindings", "10.16.1.11", 13),
     Wheel("tensorrt-cu12-bindings", "11.4.0.106", 13),
 )
-CUDA = (Wheel("cuda-bindings", "12.9.0", 13), Wheel("cuda-bindings", "13.5.0", 14))
-PATHFINDER = Wheel("cuda-pathfinder", "1.9.0", 99)
-
-# Lists every class with its members, and every function, of module sys.argv[1] into the file sys.argv[2].
-DESCRIBE = """
-import importlib, json, sys
-module = importlib.import_module(sys.argv[1])
-def member(value):
-    settable = isinstance(value, property) and value.fset is not None
-    return {"doc": getattr(value, "__doc__", "") or "", "settable": settable, "callable": callable(value)}
-found = {}
-for name in dir(module):
-    value = getattr(module, name)
-    entry = member(value)
-    if isinstance(value, type):
-        entry["members"] = {m: member(getattr(value, m)) for m in dir(value)}
-    found[name] = entry
-json.dump(found, open(sys.argv[2], "w"))
-"""
+# The oldest cuda-core that pyproject.toml allows, for the newest CUDA.
+CUDA = (Wheel("cuda-core", "1.0.0", 14), Wheel("cuda-bindings", "13.5.0", 14), Wheel("cuda-pathfinder", "1.9.0", 99))
 
 
 def installed(wheel: Wheel) -> Path:
@@ -117,49 +103,23 @@ def stub_libraries(major: str) -> Path:
     return folder
 
 
-def environment(wheel: Wheel) -> dict[str, str]:
-    """Environment of a process that imports ``tensorrt_bindings`` or ``cuda.bindings``."""
-    paths = [installed(wheel), ROOT]
-    result = dict(os.environ)
-    if wheel in TENSORRT:
-        result["LD_LIBRARY_PATH"] = str(stub_libraries(wheel.version.split(".")[0]))
-    else:
-        paths.append(installed(PATHFINDER) / "cuda")
-        _join_namespace(installed(wheel), installed(PATHFINDER))
-    result["PYTHONPATH"] = os.pathsep.join(str(path) for path in paths)
-    return result
-
-
-def run_python(wheel: Wheel, code: str, *args: str) -> str:
-    """Output of a script in a process with the bindings; fails with its errors."""
+def run_python(wheels: tuple[Wheel, ...], code: str, *args: str) -> str:
+    """Output of a script in a process that has the wheels before what is installed; fails with its errors."""
+    environment = dict(os.environ)
+    environment["PYTHONPATH"] = os.pathsep.join(str(path) for path in (*map(installed, wheels), ROOT))
+    for wheel in wheels:
+        if wheel in TENSORRT:
+            environment["LD_LIBRARY_PATH"] = str(stub_libraries(wheel.version.split(".")[0]))
     command = [sys.executable, "-c", code, *args]
-    done = subprocess.run(command, env=environment(wheel), capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def describe(wheel: Wheel, module: str) -> dict[str, Any]:
-    """Every class, member and function of a module, with docstrings."""
-    path = FOLDER / f"{wheel.package}-{wheel.version}.json"
-    if not path.exists():
-        partial = path.with_name(f"{path.name}.{os.getpid()}")
-        run_python(wheel, DESCRIBE, module, str(partial))
-        partial.rename(path)
-    result: dict[str, Any] = json.loads(path.read_text())
+def describe(wheels: tuple[Wheel, ...], names: set[str], *modules: str) -> dict[str, Any]:
+    """Classes with their members and functions of modules, with what can be known of their parameters."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "described.json"
+        run_python(wheels, DESCRIBE, str(path), ",".join(names), *modules)
+        result: dict[str, Any] = json.loads(path.read_text())
     return result
-
-
-def describe_installed(module: str) -> dict[str, Any]:
-    """The same of a module that is installed here, with the libraries it needs."""
-    with tempfile.NamedTemporaryFile("r", suffix=".json") as file:
-        command = [sys.executable, "-c", DESCRIBE, module, file.name]
-        subprocess.run(command, capture_output=True, timeout=120, check=True)
-        result: dict[str, Any] = json.load(file)
-    return result
-
-
-def _join_namespace(bindings: Path, pathfinder: Path) -> None:
-    """Both wheels bring parts of the package ``cuda``; side by side on the path one would hide the other."""
-    link = bindings / "cuda" / "pathfinder"
-    if not link.exists():
-        link.symlink_to(pathfinder / "cuda" / "pathfinder", target_is_directory=True)
