@@ -151,7 +151,7 @@ class Runtime:
         validity = self._trt.EngineValidity
         return (validity.INVALID if self._trt.diagnostics else validity.VALID), self._trt.diagnostics
 
-    def deserialize_cuda_engine(self, data: bytes) -> Any:
+    def deserialize_cuda_engine(self, data: bytes) -> FakeEngine | None:
         if not self._trt.gpu:
             self._logger.log(BaseLogger.ERROR, "CUDA initialization failure with error: 35.")
             return None
@@ -211,7 +211,7 @@ class RuntimeConfig:
     def create_runtime_cache(self) -> RuntimeCache:
         return RuntimeCache()
 
-    def set_runtime_cache(self, cache: RuntimeCache) -> bool:
+    def set_runtime_cache(self, cache: Any) -> bool:
         self._cache = cache
         return True
 
