@@ -53,7 +53,7 @@ TENSORRT = (
     Wheel("tensorrt-cu12-bindings", "11.4.0.106", 13),
 )
 # The oldest cuda-core that pyproject.toml allows, for the newest CUDA.
-CUDA = (Wheel("cuda-core", "1.0.0", 14), Wheel("cuda-bindings", "13.5.0", 14), Wheel("cuda-pathfinder", "1.9.0", 99))
+CUDA = (Wheel("cuda-core", "1.1.0", 14), Wheel("cuda-bindings", "13.5.0", 14), Wheel("cuda-pathfinder", "1.9.0", 99))
 
 
 def installed(wheel: Wheel) -> Path:
@@ -85,6 +85,12 @@ def installed(wheel: Wheel) -> Path:
     return folder
 
 
+def compile_library(source: Path, target: Path) -> None:
+    """Compile one file of C into a shared library of the name ``target``."""
+    command = ["cc", "-shared", "-fPIC", "-w", "-o", str(target), f"-Wl,-soname,{target.name}", str(source)]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+
+
 def stub_libraries(major: str) -> Path:
     """A folder with the shared libraries that the bindings of this major version are linked to."""
     folder = FOLDER / f"stubs-{major}"
@@ -96,21 +102,20 @@ def stub_libraries(major: str) -> Path:
     (folder / "empty.c").write_text("")
     for library in LIBRARIES:
         code = source if library == "nvinfer" else folder / "empty.c"
-        name = f"lib{library}.so.{major}"
-        command = ["cc", "-shared", "-fPIC", "-o", str(folder / name), f"-Wl,-soname,{name}", str(code)]
-        subprocess.run(command, check=True, capture_output=True, timeout=60)
+        compile_library(code, folder / f"lib{library}.so.{major}")
     (folder / "whole").touch()
     return folder
 
 
-def run_python(wheels: tuple[Wheel, ...], code: str, *args: str) -> str:
-    """Output of a script in a process that has the wheels before what is installed; fails with its errors."""
-    environment = dict(os.environ)
+def run_python(wheels: tuple[Wheel, ...], code: str, *args: str, **variables: str) -> str:
+    """Output of a script in a process that has the wheels before what is installed, and these variables in its
+    environment; fails with its errors."""
+    environment = {**os.environ, **variables}
     environment["PYTHONPATH"] = os.pathsep.join(str(path) for path in (*map(installed, wheels), ROOT))
     for wheel in wheels:
         if wheel in TENSORRT:
             environment["LD_LIBRARY_PATH"] = str(stub_libraries(wheel.version.split(".")[0]))
-    command = [sys.executable, "-c", code, *args]
+    command = [sys.executable, "-W", "error", "-c", code, *args]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
