@@ -195,6 +195,7 @@ class UploadRing:
             # A table may be shorter than its place; what follows it is an index too, and must be a valid one.
             host_view(buffer)[:] = 0
         self._next = 0
+        self._finalizer = cuda.finish_before(self)
 
     def send(self, target: Buffer, tables: Mapping[int, NumpyArray]) -> None:
         """Enqueue copying ``tables``, by their offsets, to ``target``, which is written as a whole."""
@@ -210,6 +211,7 @@ class UploadRing:
             self._cuda.stream.record(event)
 
     def close(self) -> None:
+        self._finalizer.detach()
         self._cuda.synchronize()
         with self._cuda.calls("free locked host memory"):
             while self._buffers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import threading
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -153,6 +154,17 @@ class CudaRuntime:
         """Wait until everything enqueued on the main stream is done. An error of an earlier kernel surfaces here."""
         with self.calls("finish what was enqueued"):
             self.stream.sync()
+
+    def finish_before(self, owner: object, stream: Stream | None = None) -> weakref.finalize[[Stream], Any]:
+        """Wait for a stream (None: the main one) when ``owner`` is dropped: what is enqueued may use what it holds, and
+        page-locked memory is freed at once."""
+        finalizer = weakref.finalize(owner, self._finish, self.stream if stream is None else stream)
+        finalizer.atexit = False
+        return finalizer
+
+    def _finish(self, stream: Stream) -> None:
+        with contextlib.suppress(BackendError), self.calls("finish what was enqueued"):
+            stream.sync()
 
     def release(self) -> None:
         """Give the driver back what was freed; a memory pool keeps it otherwise, and other libraries find none."""

@@ -135,6 +135,7 @@ class Spill:
         """
         if self._copies is None:
             self._copies = self._cuda.create_stream()
+            self._cuda.finish_before(self, self._copies)
         before, done = self._event(), done or self._event()
         with self._cuda.calls(f"copy {len(pairs)} arrays between device and host"):
             self._cuda.stream.record(before)

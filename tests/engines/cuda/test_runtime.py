@@ -13,8 +13,9 @@ import pytest
 from freeprompt.contract.bundle import Bundle
 from freeprompt.contract.errors import BackendError
 from freeprompt.engines.cuda.captured import Launcher
-from freeprompt.engines.cuda.memory import DevicePool
+from freeprompt.engines.cuda.memory import DevicePool, UploadRing
 from freeprompt.engines.cuda.runtime import CudaRuntime
+from freeprompt.engines.cuda.spill import Spill
 from tests.engines.conftest import Machine
 from tests.engines.cuda.fake_cuda import FakeCuda
 from tests.engines.tensorrt.test_session import assert_equal, on_cpu, step_inputs
@@ -76,6 +77,24 @@ def test_a_pool_that_nobody_holds_gives_its_memory_back() -> None:
     del arrays, pool
     gc.collect()
     assert cuda.used == 0
+
+
+def test_what_is_dropped_while_copies_are_on_their_way_is_waited_for() -> None:
+    """Nothing was closed: an edit that was cancelled, say. Page-locked memory is freed at once, whatever reads it."""
+    cuda, device = runtime()
+    pool = DevicePool(device)
+    ring = UploadRing(device, 4096)
+    ring.send(pool.take(4096), {0: np.ones(1024, np.float32)})
+    del ring
+    gc.collect()
+    spill = Spill(pool)
+    spill.fetch(spill.spill({"a": pool.upload(np.ones(1000, np.float32))}))
+    spill.spill({"a": pool.upload(np.ones(1000, np.float32))})
+    del spill, pool
+    gc.collect()
+    for stream in cuda.queues:
+        cuda.drain(stream)  # finds what was freed too early
+    assert (cuda.used, cuda.host) == (0, {})
 
 
 def test_any_thread_may_work_with_the_device(bundle: Bundle) -> None:
