@@ -19,6 +19,8 @@ INSTALL = (
     "install cuda-core and cuda-bindings for the driver's version of CUDA (pip install 'cuda-core[cu12]' or "
     "'cuda-core[cu13]'; the extras gpu, tensorrt-cu12 and tensorrt-cu13 have them), and an NVIDIA driver"
 )
+# Of cuda.core.
+OLDEST_CUDA = 12
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,11 @@ class CudaRuntime:
         self._threads = threading.local()
         self.device = device
         with _translated("find a GPU"):
-            self._core.Device(0)  # loads and initialises the driver
+            (driver,) = _result(self._driver.cuDriverGetVersion())
+            _check_versions(driver, self._driver.CUDA_VERSION)
+            self._core.Device(0)  # initialises the driver
             (count,) = _result(self._driver.cuDeviceGetCount())
+        self._versions = _version(driver), _version(self._driver.CUDA_VERSION)
         if not 0 <= device < count:
             raise BackendError(f"there is no GPU {device}; CUDA sees {count}")
         with self.calls(f"use GPU {device}"):
@@ -108,9 +113,7 @@ class CudaRuntime:
         """What the device is."""
         with self.calls("read what the GPU is"):
             name, (major, minor) = self._here.name, self._here.compute_capability
-            (driver,) = _result(self._driver.cuDriverGetVersion())
-        versions = (f"{number // 1000}.{number % 1000 // 10}" for number in (driver, self._driver.CUDA_VERSION))
-        return DeviceInfo(self.device, name, f"{major}.{minor}", self.memory()[1], *versions)
+        return DeviceInfo(self.device, name, f"{major}.{minor}", self.memory()[1], *self._versions)
 
     def memory(self) -> tuple[int, int]:
         """Free and total bytes of device memory."""
@@ -179,6 +182,17 @@ class CudaRuntime:
         return self._core.Device(self.device)
 
 
+def _check_versions(driver: int, bindings: int) -> None:
+    """cuda.core would go on with a warning, and fail where the driver lacks something."""
+    major = driver // 1000
+    if major < bindings // 1000:
+        other = f"cuda-bindings of that (pip install 'cuda-bindings=={major}.*') or " if major >= OLDEST_CUDA else ""
+        raise BackendError(
+            f"the GPU's driver knows CUDA {_version(driver)}, and cuda-bindings are of CUDA {_version(bindings)}; "
+            f"install {other}a newer driver"
+        )
+
+
 def _result(returned: tuple[Any, ...]) -> tuple[Any, ...]:
     """What a function of the driver returned but for the error."""
     error, *values = returned
@@ -198,3 +212,7 @@ def _translated(action: str) -> Iterator[None]:
             raise
         advice = f"; {INSTALL}" if module.startswith("cuda.pathfinder") else ""
         raise BackendError(f"CUDA could not {action}: {error}{advice}") from error
+
+
+def _version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"

@@ -221,7 +221,7 @@ class FakeDriver:
         return 0, self._cuda.devices
 
     def cuDriverGetVersion(self) -> tuple[int, int]:
-        return 0, 13000
+        return 0, self._cuda.driver
 
     def cuMemGetInfo(self) -> tuple[int, int, int]:
         self._cuda.need_context()

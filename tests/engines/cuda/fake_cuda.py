@@ -35,6 +35,7 @@ class FakeCuda:
         limit: the device's memory in bytes.
         eager: streams whose work happens as soon as it may.
         memory_pools: the device has them; without, allocating and freeing waits for everything.
+        driver: the CUDA that it knows.
 
     Attributes:
         calls: how often each function that may cost time was called; copies as "copy HostToDevice".
@@ -48,12 +49,14 @@ class FakeCuda:
         capability: tuple[int, int] = (9, 0),
         eager: tuple[int, ...] = (),
         memory_pools: bool = True,
+        driver: int = 13000,
     ) -> None:
         self.limit = limit
         self.devices = devices
         self.capability = capability
         self.eager = eager
         self.memory_pools = memory_pools
+        self.driver = driver
         self.current = threading.local()
         self.memory: dict[int, Any] = {}
         self.host: dict[int, Any] = {}

@@ -17,6 +17,7 @@ from freeprompt.engines.cuda.memory import DevicePool, UploadRing
 from freeprompt.engines.cuda.runtime import CudaRuntime
 from freeprompt.engines.cuda.spill import Spill
 from tests.engines.conftest import Machine
+from tests.engines.cuda.fake_core import FakeDriver
 from tests.engines.cuda.fake_cuda import FakeCuda
 from tests.engines.tensorrt.test_session import assert_equal, on_cpu, step_inputs
 
@@ -41,6 +42,15 @@ def test_the_real_package_without_a_driver() -> None:
     except BackendError as error:
         assert "CUDA could not find a GPU" in str(error)
         assert "install" in str(error) or "CUDA_ERROR" in str(error)
+
+
+def test_a_driver_that_is_older_than_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert runtime(driver=12020)[1].info().driver == "12.2", "of the same major version: all is there"
+    with pytest.raises(BackendError, match=r"driver knows CUDA 11\.8, .* of CUDA 12\.9; install a newer driver"):
+        runtime(driver=11080)
+    monkeypatch.setattr(FakeDriver, "CUDA_VERSION", 13050)
+    with pytest.raises(BackendError, match=r"CUDA 12\.2, .* 13\.5; .* 'cuda-bindings==12\.\*'\) or a newer driver"):
+        runtime(driver=12020)
 
 
 def test_a_device_without_memory_pools(bundle: Bundle) -> None:
