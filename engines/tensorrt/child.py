@@ -54,7 +54,7 @@ def _build(request: BuildRequest, progress: Reporter) -> Built:
     try:
         from freeprompt.engines.tensorrt.compile import compile_engine
     except ModuleNotFoundError as error:
-        if error.name == "polygraphy":
+        if (error.name or "").split(".")[0] == "polygraphy":
             raise BackendError(INSTALL_POLYGRAPHY) from error
         raise
     return compile_engine(request, library, progress)

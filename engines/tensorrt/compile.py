@@ -112,7 +112,7 @@ def _collect() -> _Collector:
 def _config(request: BuildRequest, library: Library, monitor: Any, cache: str | None) -> Any:
     trt, settings = cast("BuildingTensorRT", library.trt), request.settings
     common: dict[str, Any] = {
-        "profiles": None if settings.baked else [_profile(profile, request.inputs) for profile in request.profiles],
+        "profiles": None if settings.baked else [_profile(p, request.inputs, library) for p in request.profiles],
         "builder_optimization_level": settings.optimization_level,
         # Kernel names in the inspector's output: without them nobody could count what was fused.
         "profiling_verbosity": trt.ProfilingVerbosity.DETAILED,
@@ -137,11 +137,21 @@ def _without_tf32(trt: BuildingTensorRT) -> Any:
     return clear
 
 
-def _profile(profile: shapes.Profile, inputs: tuple[TensorSpec, ...]) -> Profile:
+def _profile(profile: shapes.Profile, inputs: tuple[TensorSpec, ...], library: Library) -> Profile:
+    if not library.flavour.single_row_ranges:
+        profile = _without_single_rows(profile)
     found = Profile()
     for spec in inputs:
         found.add(spec.name, *(profile.shape(spec, which) for which in range(3)))
     return found
+
+
+def _without_single_rows(profile: shapes.Profile) -> shapes.Profile:
+    """The same, and for one row more where there is exactly one and the image's size is a range."""
+    ranges = [low != high for low, _, high in (profile.dims.get(name, (0, 0, 0)) for name in ("height", "width"))]
+    if profile.dims.get("rows") != (1, 1, 1) or not all(ranges):
+        return profile
+    return shapes.Profile({**profile.dims, "rows": (1, 1, 2)}, profile.slack)
 
 
 class _Baking:

@@ -31,6 +31,7 @@ class Flavour:
         timing_cache: measured kernels can be kept for the next build.
         engine_validity: the library says whether an engine can run before it is loaded.
         runtime_cache: kernels are compiled where an engine is loaded, and can be kept for the next time.
+        single_row_ranges: a U-Net is built for exactly one row and a range of both heights and widths.
     """
 
     backend: str
@@ -43,6 +44,7 @@ class Flavour:
     timing_cache: bool
     engine_validity: bool
     runtime_cache: bool
+    single_row_ranges: bool
 
     def covers(self, targets: tuple[str, ...], capability: str) -> bool:
         """Whether an engine built for these compute capabilities (none: portable) runs on a GPU of another."""
@@ -69,6 +71,7 @@ FLAVOURS = {
             timing_cache=True,
             engine_validity=False,
             runtime_cache=False,
+            single_row_ranges=True,
         ),
         Flavour(
             "tensorrt-rtx",
@@ -82,6 +85,8 @@ FLAVOURS = {
             timing_cache=False,
             engine_validity=True,
             runtime_cache=True,
+            # 1.7.1 ends in std::bad_alloc, whatever memory there is.
+            single_row_ranges=False,
         ),
     )
 }
@@ -198,14 +203,16 @@ def explain(errors: list[str]) -> str:
     text = " ".join(errors)
     turing = re.search(r"Cannot compile operation '([^']+)' for Turing \(SM75\): (.+?)\. In", text)
     if turing:
-        return (
-            f"{turing.group(2)} on Turing (sm75), and node {turing.group(1)} needs it; leave sm75 out, or export in "
-            "float16"
-        )
-    if re.search(r"out of memory|OutOfMemory|allocat\w+ failed|insufficient (device )?memory|bad_alloc", text, re.I):
+        return f"{turing.group(2)} on Turing (sm75), and node {turing.group(1)} needs it; leave sm75 out"
+    if re.search(r"out of memory|OutOfMemory|allocat\w+ failed|insufficient (device )?memory", text, re.I):
         return (
             f"out of memory ({_first(errors)}). Build with a smaller --workspace, fewer --rows or a smaller --size, "
             "and close other programs on the GPU"
+        )
+    if "bad_alloc" in text:
+        return (
+            "the compiler ran out of this machine's memory, or cannot do these shapes; build exact shapes (--static), "
+            "a smaller --size or fewer --rows"
         )
     node = re.search(r"Could not find any implementation for node ([^\s]+)", text)
     if node:

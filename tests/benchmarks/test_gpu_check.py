@@ -18,6 +18,7 @@ from benchmarks.gpu.profile_ort import WARM, events_to_nodes
 from benchmarks.gpu.profile_torch import events_to_kernels
 from benchmarks.gpu.profiles import tensorrt_profile
 from freeprompt.contract.bundle import Bundle
+from freeprompt.engines.tensorrt.bundle_build import build_bundle
 from tests.engines.conftest import Machine
 
 
@@ -174,7 +175,7 @@ def test_engines_of_an_edit_come_first(bundle: Bundle, monkeypatch: pytest.Monke
     machine = Machine.create()
     monkeypatch.setattr(engines, "TensorRTBackend", lambda library: machine.backend)
     monkeypatch.setattr(engines, "load_library", lambda name: machine.backend.library)
-    monkeypatch.setattr(engines, "build_bundle", partial(engines.build_bundle, compile_engine=machine.trt.compile))
+    monkeypatch.setattr(engines, "build_bundle", partial(build_bundle, compile_engine=machine.trt.compile))
     for more in (False, True):
         engines.build_engines(bundle, rows, once, more)
     built = [engine for item in results.values() for engine in item["engines"]]

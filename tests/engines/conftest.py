@@ -42,8 +42,9 @@ class Machine:
         cuda_graphs: bool = True,
         eager: tuple[int, ...] = (),
         memory_pools: bool = True,
+        capability: tuple[int, int] = (9, 0),
     ) -> Machine:
-        cuda = FakeCuda(limit, eager=eager, memory_pools=memory_pools)
+        cuda = FakeCuda(limit, eager=eager, memory_pools=memory_pools, capability=capability)
         trt = FakeTensorRT(version, cuda, backend)
         flavour = FLAVOURS[backend]
         library = Library(flavour, trt, Messages(trt, flavour.title))
