@@ -191,7 +191,8 @@ class TensorRTBackend:
             identity = (found.metadata.engine_sha256, self.machine.tensorrt, self.machine.device)
             cache = RuntimeCache(found.path, *identity)
         data = store.read(found)
-        engine = Engine(self.library, data, b"" if cache is None else cache.read())
+        with self.cuda.calls("load an engine"):
+            engine = Engine(self.library, data, b"" if cache is None else cache.read())
         return LoadedEngine(engine, found.metadata.profiles, found.path.name, cache)
 
     def session(self, bundle: Bundle, graph: str, engines: tuple[LoadedEngine, ...]) -> TensorRTSession:

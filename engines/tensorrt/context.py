@@ -80,7 +80,8 @@ class ExecutionContext:
         self._scratch = scratch
         self._spec = spec
         self._profile = loaded.profiles[number]
-        self._context: Context = loaded.engine.create_context(number, self._cuda.stream_address)
+        with self._cuda.calls("create an execution context"):
+            self._context: Context = loaded.engine.create_context(number, self._cuda.stream_address)
         self._sizes: dict[str, int] = {}
         self._scratch_buffer: Buffer | None = None
         self._buffers: FixedBuffers | None = None

@@ -64,8 +64,8 @@ FLAVOURS = {
             "TensorRT",
             ("tensorrt",),
             "10.3",
-            "install it with 'pip install tensorrt-cu12' or 'tensorrt-cu13' (10.3 or later, matching the driver's "
-            "CUDA), or take the one of JetPack; ONNX Runtime needs no build: use --backend cuda or cpu",
+            "install it with 'pip install freeprompt[tensorrt-cu12]' or '[tensorrt-cu13]' (10.3 or later, matching the "
+            "driver's CUDA), or take the one of JetPack; ONNX Runtime needs no build: use --backend cuda or cpu",
             builds_without_gpu=False,
             portable=(),
             timing_cache=True,

@@ -111,11 +111,11 @@ def test_any_thread_may_work_with_the_device(bundle: Bundle) -> None:
     """A thread of CUDA's has no device until it takes one."""
     machine = Machine.create()
     machine.build(bundle, "step", rows="2")
-    session = machine.backend.open(bundle, "step")
     inputs = step_inputs(bundle, rows=2)
     results: list[Any] = []
 
     def work() -> None:
+        session = machine.backend.open(bundle, "step")
         results.append(session.run({**inputs, "latents": machine.backend.upload(inputs["latents"])}))
         results.append(machine.backend.spill(results.pop()))
 

@@ -152,6 +152,7 @@ class Runtime:
         return (validity.INVALID if self._trt.diagnostics else validity.VALID), self._trt.diagnostics
 
     def deserialize_cuda_engine(self, data: bytes) -> FakeEngine | None:
+        self._trt.cuda.need_context()
         if not self._trt.gpu:
             self._logger.log(BaseLogger.ERROR, "CUDA initialization failure with error: 35.")
             return None
@@ -174,6 +175,7 @@ class FakeEngine:
         self.device_memory_size_v2 = SCRATCH_BYTES
 
     def create_execution_context(self, how: Any) -> FakeContext:
+        self._trt.cuda.need_context()
         if isinstance(how, RuntimeConfig):
             assert how.dynamic_shapes_kernel_specialization_strategy.name == "EAGER" and how._cache is not None
             if b"kernels" not in how._cache._content:
