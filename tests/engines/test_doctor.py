@@ -38,7 +38,7 @@ def test_build_without_tensorrt_is_one_clear_line(tiny_bundle: Path) -> None:
     assert done.returncode == 1
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
-    assert line.startswith("freeprompt: error: TensorRT is not installed; install it with 'pip install tensorrt")
+    assert line.startswith("freeprompt: error: TensorRT is not installed; install it with 'pip install freeprompt[")
 
 
 @pytest.mark.parametrize(
