@@ -34,7 +34,7 @@ test: .venv/installed
 	.venv/bin/python -m pytest -W error $(PYTEST_ARGS)
 
 # What pyproject.toml claims to work with (constraints-oldest.txt): the parts of it that libraries can break.
-OLDEST_TESTS := tests/export/test_export.py tests/export/test_hub.py tests/export/test_checkpoint_kinds.py tests/cli/test_export.py
+OLDEST_TESTS := tests/export/test_export.py tests/export/test_hub.py tests/export/test_checkpoint_kinds.py tests/cli/commands/test_export.py
 test-oldest: .venv-oldest/installed
 	.venv-oldest/bin/python -m pytest -W error $(OLDEST_TESTS) $(PYTEST_ARGS)
 	mkdir -p build/oldest

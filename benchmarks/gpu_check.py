@@ -5,9 +5,8 @@
                                                                        what a CPU can do, tiny
 
 Parts, in order: export, references, machine, torch-eager, torch-compile, literal, ort-cpu (dry run only), cuda-build,
-ort-cuda, ort-cuda-exported, ort-tensorrt, tensorrt-build, tensorrt-build-more, tensorrt,
-tensorrt-no-graph, tensorrt-rtx-build, tensorrt-rtx, profile, report. What each measures is in
-benchmarks/gpu/README.md.
+ort-cuda, ort-cuda-fused, ort-tensorrt, tensorrt-build, tensorrt-build-more, tensorrt, tensorrt-no-graph,
+tensorrt-rtx-build, tensorrt-rtx, profile, report. What each measures is in benchmarks/gpu/README.md.
 
 This file and what the TensorRT parts import run without PyTorch.
 """
@@ -31,7 +30,7 @@ PARTS: dict[str, Callable[[Check], None]] = {
     "ort-cpu": Check.ort_cpu,
     "cuda-build": Check.cuda_build,
     "ort-cuda": Check.ort_cuda,
-    "ort-cuda-exported": Check.ort_cuda_exported,
+    "ort-cuda-fused": Check.ort_cuda_fused,
     "ort-tensorrt": Check.ort_tensorrt,
     "tensorrt-build": Check.tensorrt_build,
     "tensorrt-build-more": Check.tensorrt_build_more,

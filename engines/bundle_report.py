@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from freeprompt.contract.bundle import Bundle
 from freeprompt.contract.errors import BundleError
+from freeprompt.contract.manifest import GraphSpec
 from freeprompt.engines.footprint import Footprint, bundle_to_footprint, gigabytes
 
 
@@ -17,7 +18,7 @@ class BundleReport:
     Attributes:
         path: as it was given.
         problem: why it does not open; None: every file is there, with the manifest's SHA-256.
-        forms: graph -> "standard" or "standard and fused".
+        forms: graph -> "standard", "standard, fused" or "standard, fused, cuda".
         footprint: of its weights; None where they could not be told.
     """
 
@@ -57,10 +58,18 @@ def bundle_to_report(bundle: Bundle, on_gpu: bool) -> BundleReport:
         manifest.precision,
         f"{manifest.latents.width}x{manifest.latents.height}",
         sum(file.bytes for file in manifest.files),
-        {name: "standard and fused" if graph.fused else "standard" for name, graph in manifest.graphs.items()},
+        {name: ", ".join(_forms(graph)) for name, graph in manifest.graphs.items()},
         footprint,
         problem,
     )
+
+
+def _forms(graph: GraphSpec) -> Iterator[str]:
+    yield "standard"
+    if graph.fused is not None:
+        yield "fused"
+    if graph.cuda is not None:
+        yield "cuda"
 
 
 def bundle_to_lines(report: BundleReport, chosen: str) -> Iterator[str]:

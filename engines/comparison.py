@@ -27,6 +27,23 @@ def seeded_inputs(manifest: Manifest, graph: str, sizes: Mapping[str, int]) -> d
     return {tensor.name: _values(tensor, manifest, graph, sizes, rng) for tensor in spec.inputs}
 
 
+def small_sizes(manifest: Manifest, graph: str) -> dict[str, int]:
+    """The least sizes at which a graph mixes rows, and height is not width."""
+    latents = manifest.latents
+    height, width = latents.multiple, 2 * latents.multiple
+    known = {
+        **{"rows": 2, "latents": 1, "pinned": 1, "texts": 2, "record_rows": 1, "images": 1},
+        **{"height": height, "width": width},
+        **{"image_height": height * latents.scale, "image_width": width * latents.scale},
+        **{f"tokens_{layer.level}": height * width // 4**layer.level for layer in manifest.layers},
+    }
+    names = {d for tensor in manifest.graph(graph).inputs for d in tensor.shape if isinstance(d, str)}
+    unknown = names - known.keys()
+    if unknown:
+        raise BackendError(f"graph {graph} has a dimension {min(unknown)!r} that this freeprompt does not know")
+    return {name: known[name] for name in sorted(names)}
+
+
 def profile_to_sizes(profile: Profile) -> dict[str, int]:
     """The sizes a profile is checked at: its usual ones."""
     return {name: best for name, (_, best, _) in profile.dims.items()}

@@ -13,7 +13,8 @@ from freeprompt.contract.bundle import Bundle
 from freeprompt.contract.errors import BackendError
 from freeprompt.engines.bundle_report import BundleReport, bundle_to_lines, bundle_to_report
 from freeprompt.engines.cuda.runtime import CudaRuntime, DeviceInfo
-from freeprompt.engines.onnxruntime.prepared_store import CudaStore
+from freeprompt.engines.onnxruntime.cuda_notes import CudaNotes
+from freeprompt.engines.provider_report import ProviderReport, provider_reports, providers_to_lines
 from freeprompt.engines.select import Candidate, candidates
 from freeprompt.engines.tensorrt.library import FLAVOURS, load_library
 from freeprompt.engines.tensorrt.parity import Checked
@@ -52,8 +53,8 @@ class EngineReport:
 
 
 @dataclass(frozen=True)
-class PreparedReport:
-    """A graph of the bundle that was prepared for CUDA; ``refused`` is None where it may be used."""
+class CudaFormReport:
+    """A note on a graph's form for CUDA; ``refused`` is None where the form may be used."""
 
     file: str
     operators: str
@@ -66,21 +67,21 @@ class Report:
 
     Attributes:
         packages: name -> version of what is installed.
-        providers: of ONNX Runtime.
+        providers: of ONNX Runtime, built in and plug-ins, and what of them can be used.
         gpu, gpu_problem: the device, or why none can be used; likewise for TensorRT.
         chosen: what "auto" takes; "" if nothing can be used.
         candidates: what it considered.
         onnxruntime: version of the library that is imported, whatever package it came from; "" without one.
         bundle: what was said of it, if one was named.
         engines: of the bundle.
-        prepared: its graphs that were prepared for CUDA.
+        cuda_forms: what was noted of its graphs' forms for CUDA.
         advice: what to do to get further.
     """
 
     python: str
     system: str
     packages: dict[str, str]
-    providers: tuple[str, ...]
+    providers: tuple[ProviderReport, ...]
     gpu: DeviceInfo | None
     gpu_problem: str | None
     tensorrt: str | None
@@ -92,7 +93,7 @@ class Report:
     onnxruntime: str = ""
     bundle: BundleReport | None = None
     engines: tuple[EngineReport, ...] = ()
-    prepared: tuple[PreparedReport, ...] = ()
+    cuda_forms: tuple[CudaFormReport, ...] = ()
     advice: tuple[str, ...] = field(default=())
 
 
@@ -111,12 +112,12 @@ def examine(bundle: Bundle | None = None, damaged: BundleReport | None = None) -
     chosen = next((c.name for c in considered if c.problem is None), "")
     versions = {"tensorrt": tensorrt, "tensorrt-rtx": rtx}
     engines = () if bundle is None else tuple(_engines(bundle, versions, gpu))
-    prepared = () if bundle is None else _prepared(bundle, gpu)
+    cuda_forms = () if bundle is None else _cuda_forms(bundle, gpu)
     return Report(
         python=f"{platform.python_version()} ({sys.executable})",
         system=f"{platform.system()} {platform.machine()}",
         packages=packages,
-        providers=_providers(),
+        providers=provider_reports(next((c.problem for c in considered if c.name == "cuda"), None)),
         gpu=gpu,
         gpu_problem=gpu_problem,
         tensorrt=tensorrt,
@@ -128,8 +129,8 @@ def examine(bundle: Bundle | None = None, damaged: BundleReport | None = None) -
         onnxruntime=_onnxruntime_version(),
         bundle=damaged if bundle is None else bundle_to_report(bundle, chosen not in ("", "cpu")),
         engines=engines,
-        prepared=prepared,
-        advice=tuple(_advice(packages, gpu, tensorrt, engines, prepared, bundle)),
+        cuda_forms=cuda_forms,
+        advice=tuple(_advice(packages, gpu, tensorrt, engines, cuda_forms, bundle)),
     )
 
 
@@ -139,7 +140,8 @@ def report_to_lines(report: Report) -> Iterator[str]:
     for name, version in report.packages.items():
         yield f"{name:<13} {version}"
     if report.onnxruntime:
-        yield f"providers     {', '.join(report.providers)} (of onnxruntime {report.onnxruntime})"
+        yield f"providers     --backend takes these (of onnxruntime {report.onnxruntime})"
+        yield from providers_to_lines(report.providers)
     else:
         yield "providers     none: onnxruntime is not installed"
     if report.gpu is not None:
@@ -160,9 +162,9 @@ def report_to_lines(report: Report) -> Iterator[str]:
     for candidate in report.candidates:
         if candidate.problem is not None:
             yield f"  not {candidate.name}: {candidate.problem}"
-    if report.bundle is not None and report.bundle.problem is None and not report.engines and not report.prepared:
+    if report.bundle is not None and report.bundle.problem is None and not report.engines and not report.cuda_forms:
         yield ""
-        yield "nothing of the bundle was built for a GPU; the CPU needs nothing built, and CUDA runs graphs as exported"
+        yield "nothing of the bundle was built for a GPU; the CPU needs nothing built, and CUDA runs the fused forms"
     if report.engines:
         yield ""
         yield "TensorRT engines of the bundle"
@@ -174,12 +176,13 @@ def report_to_lines(report: Report) -> Iterator[str]:
             yield f"    fused attention {engine.fused_attention}"
         if engine.unchecked:
             yield f"    {engine.unchecked}"
-    if report.prepared:
+    if report.cuda_forms:
         yield ""
-        yield "graphs of the bundle prepared for CUDA; one that is not usable runs as it was exported"
-    for graph in report.prepared:
-        yield f"  {graph.file}: {graph.refused or 'usable'}"
-        yield f"    {graph.operators}"
+        yield "forms for CUDA that were checked; a graph whose form is not usable runs in its fused form"
+    for form in report.cuda_forms:
+        yield f"  {form.file}: {form.refused or 'usable'}"
+        if form.operators:
+            yield f"    {form.operators}"
     if report.advice:
         yield ""
     for line in report.advice:
@@ -200,14 +203,6 @@ def _onnxruntime_version() -> str:
     except ImportError:
         return ""
     return str(onnxruntime.__version__)
-
-
-def _providers() -> tuple[str, ...]:
-    try:
-        import onnxruntime
-    except ImportError:
-        return ()
-    return tuple(onnxruntime.get_available_providers())
 
 
 def _gpu() -> tuple[DeviceInfo | None, str | None]:
@@ -246,12 +241,13 @@ def _engines(bundle: Bundle, versions: dict[str, str | None], gpu: DeviceInfo | 
             )
 
 
-def _prepared(bundle: Bundle, gpu: DeviceInfo | None) -> tuple[PreparedReport, ...]:
+def _cuda_forms(bundle: Bundle, gpu: DeviceInfo | None) -> tuple[CudaFormReport, ...]:
     reports = []
-    for found in CudaStore(bundle, _onnxruntime_version(), gpu.name if gpu else "").scan():
-        operators = found.metadata.operators if found.metadata else {}
-        counted = ", ".join(f"{count} {name}" for name, count in operators.items()) or "nothing fused"
-        reports.append(PreparedReport(found.path.name, counted, found.refused))
+    for found in CudaNotes(bundle, _onnxruntime_version(), gpu.name if gpu else "").scan():
+        spec = bundle.manifest.graphs.get(found.note.graph) if found.note else None
+        operators = spec.cuda.operators if spec and spec.cuda else {}
+        counted = ", ".join(f"{count} {name}" for name, count in operators.items())
+        reports.append(CudaFormReport(found.path.name, counted, found.refused))
     return tuple(reports)
 
 
@@ -260,7 +256,7 @@ def _advice(
     gpu: DeviceInfo | None,
     tensorrt: str | None,
     engines: tuple[EngineReport, ...],
-    prepared: tuple[PreparedReport, ...],
+    cuda_forms: tuple[CudaFormReport, ...],
     bundle: Bundle | None,
 ) -> Iterator[str]:
     if "onnxruntime" in packages and "onnxruntime-gpu" in packages:
@@ -273,8 +269,11 @@ def _advice(
         return
     if "onnxruntime-gpu" not in packages:
         yield "for --backend cuda: pip uninstall onnxruntime; pip install onnxruntime-gpu"
-    elif bundle is not None and not any(graph.refused is None for graph in prepared):
-        yield f"for a faster --backend cuda: freeprompt build {bundle.path} --backend cuda"
+    elif bundle is not None and not any(form.refused is None for form in cuda_forms):
+        if any(graph.cuda is not None for graph in bundle.manifest.graphs.values()):
+            yield f"for a faster --backend cuda: freeprompt build {bundle.path} --backend cuda"
+        else:
+            yield "for a faster --backend cuda: export the checkpoint again, with this version's forms for CUDA"
     if tensorrt is None:
         major = int(gpu.driver.split(".")[0])
         yield f"for --backend tensorrt: pip install 'freeprompt[tensorrt-cu{min(13, major)}]'"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from freeprompt.contract.bundle import Bundle
 from freeprompt.contract.errors import BackendError
 from freeprompt.contract.graphs import NEEDED_GRAPHS, RECORD, STEP_RECORDED
+from freeprompt.contract.host_memory import free_bytes
 from freeprompt.engines.cuda.runtime import CudaRuntime
 
 # What an edit of several prompts opens besides, if the bundle has it: the source is recorded once.
@@ -16,7 +16,6 @@ _OF_SEVERAL_PROMPTS = (RECORD, STEP_RECORDED)
 # memory of a session over its weights as float32, measured with 1.32 on the embedded U-Net: 1.6 in float32, 1.9 to 2.7
 # in float16. Of Stable Diffusion 1.5's in float32 it is 1.1, with activations at 256x256.
 _MOST = {"float32": 1.6, "float16": 2.7}
-_MEMORY, _LIMIT = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def bundle_to_footprint(bundle: Bundle, on_gpu: bool) -> Footprint:
         sum(every.values()),
         wide * sum(once.values()),
         round(wide * most * copies),
-        _device_memory() if on_gpu else _host_memory(),
+        _device_memory() if on_gpu else free_bytes(),
     )
 
 
@@ -85,19 +84,6 @@ def _weights(bundle: Bundle, graph: str) -> dict[str, int]:
         for spec in bundle.manifest.files
         if spec.path not in own and spec.path.encode() in content
     }
-
-
-def _host_memory() -> int | None:
-    """Bytes that a process can have without swapping, as Linux reckons, and as its container allows."""
-    try:
-        lines = dict(line.split(":", 1) for line in _MEMORY.read_text().splitlines() if ":" in line)
-        available = int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return None
-    try:
-        return min(available, int(_LIMIT.read_text()))
-    except (OSError, ValueError):  # no container, or "max"
-        return available
 
 
 def _device_memory() -> int | None:

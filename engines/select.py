@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from freeprompt.contract.bundle import Bundle
-from freeprompt.contract.errors import BackendError, FreePromptError, UsageError
+from freeprompt.contract.errors import BackendError, FreePromptError
 from freeprompt.contract.graphs import NEEDED_GRAPHS
 from freeprompt.contract.session import Backend
-
-BACKENDS = ("auto", "cpu", "cuda", "ort-tensorrt", "tensorrt", "tensorrt-rtx")
+from freeprompt.engines.backend_name import BACKENDS, ProviderSpec, parse_backend
 
 
 @dataclass(frozen=True)
@@ -24,17 +23,18 @@ def create_backend(name: str = "auto", threads: int | None = None, bundle: Bundl
     """The backend of that name.
 
     Args:
-        name: one of ``BACKENDS``. "auto" takes TensorRT, then TensorRT-RTX, where it is installed and the bundle has
-            engines for this machine, else CUDA where onnxruntime-gpu can use it, else the CPU.
+        name: one of ``BACKENDS``, or "ort:NAME[,option=value,...]" for an execution provider of ONNX Runtime, built in
+            or a plug-in (``ProviderSpec``); "cpu" and "cuda" are two of them. "auto" takes TensorRT, then TensorRT-RTX,
+            where it is installed and the bundle has engines for this machine, else CUDA where onnxruntime-gpu can use
+            it, else the CPU.
         threads: CPU threads within an operator; None: every core.
         bundle: the one that will be opened; without it "auto" cannot know of engines.
 
     Raises:
-        UsageError: unknown name.
+        UsageError: unknown or malformed name, or an option that cannot be used.
         BackendError: known, but it cannot be used here; the message says what to install.
     """
-    if name not in BACKENDS:
-        raise UsageError(f"unknown backend {name!r}; known are {', '.join(BACKENDS)}")
+    spec = parse_backend(name)
     if name == "auto":
         # Without any, opening the CPU's says what is wrong with it.
         name = next((c.name for c in candidates(bundle) if c.problem is None), "cpu")
@@ -46,7 +46,7 @@ def create_backend(name: str = "auto", threads: int | None = None, bundle: Bundl
         return TensorRTBackend(load_library(name))
     from freeprompt.engines.onnxruntime.backend import OnnxRuntimeBackend
 
-    return OnnxRuntimeBackend(name, threads)
+    return OnnxRuntimeBackend(spec or ProviderSpec(name), threads)
 
 
 def candidates(bundle: Bundle | None) -> list[Candidate]:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import platform
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,13 +27,14 @@ from freeprompt.contract.errors import BackendError, BundleError, OutputError
 from freeprompt.contract.files import atomic_path
 from freeprompt.contract.manifest import GraphSpec
 from freeprompt.contract.session import NumpyArray, Session
-from freeprompt.engines.comparison import THRESHOLDS, compare
+from freeprompt.engines.comparison import THRESHOLDS, compare, seeded_inputs, small_sizes
 
 # Names the folder of what has been shown before; for tests, and for machines whose home is not to be written to.
 CACHE_VARIABLE = "FREEPROMPT_CACHE"
 # Stable Diffusion 1.5's take 2 MB; a file of gigabytes at their place must not be read into memory.
 MAX_ANSWER_BYTES = 64 << 20
 _CPU_BYTES = 4096
+ADVICE = "install another version of it, or choose another backend (freeprompt doctor lists what is there)"
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,21 @@ class Runner:
 
     Attributes:
         name: for messages, as "ONNX Runtime 1.32.0 (CPUExecutionProvider)".
-        build: whatever else decides what it computes: how the library was built, the form of the graph.
+        build: whatever else decides what it computes: how the library was built, the form of the graph, the provider's
+            options, the hash of a plug-in.
+        advice: what to do if it computes something else.
     """
 
     name: str
     build: str
+    advice: str = ADVICE
+
+
+Reference = Callable[[Bundle, str], Session | None]
+
+
+def _no_reference(bundle: Bundle, graph: str) -> None:
+    return None
 
 
 class Verified:
@@ -90,11 +102,18 @@ class Verified:
 
 
 def verify_session(
-    bundle: Bundle, graph: str, session: Session, runner: Runner, verified: Verified | None = None
+    bundle: Bundle,
+    graph: str,
+    session: Session,
+    runner: Runner,
+    verified: Verified | None = None,
+    reference: Reference = _no_reference,
 ) -> None:
     """Let a session give its graph's known answer, unless this runner has given it on this machine before.
 
-    A bundle without known answers passes.
+    Args:
+        reference: opens another session, whose results for seeded inputs take the answer's place in a bundle without
+            known answers; where it gives None the session passes.
 
     Raises:
         BackendError: it fails, or gives something else.
@@ -102,24 +121,31 @@ def verify_session(
     """
     spec = bundle.manifest.graph(graph)
     verified = verified or Verified()
-    if spec.known_answer is None or verified.holds(bundle, graph, runner):
+    if verified.holds(bundle, graph, runner):
         return
-    inputs, expected = _read_answer(bundle, graph, spec)
+    if spec.known_answer is not None:
+        inputs, expected = _read_answer(bundle, graph, spec)
+        other, on = "the model", "the bundle's known answer"
+    else:
+        opened = reference(bundle, graph)
+        if opened is None:
+            return
+        inputs = seeded_inputs(bundle.manifest, graph, small_sizes(bundle.manifest, graph))
+        expected = {name: array.numpy() for name, array in opened.run(inputs).items()}
+        del opened
+        other, on = "ONNX Runtime on the CPU", "seeded inputs"
     try:
         got = {name: array.numpy() for name, array in session.run(inputs).items()}
         difference = compare(graph, expected, got).relative_l2
     except BackendError as error:
-        raise BackendError(f"{runner.name} cannot run this bundle: {error}; {_ADVICE}") from error
+        raise BackendError(f"{runner.name} cannot run this bundle: {error}; {runner.advice}") from error
     bound = THRESHOLDS[_precision(spec)]
     if not difference <= bound:
         raise BackendError(
-            f"{runner.name} computes graph {graph} wrong here: it differs from the model by {difference:.1e} "
-            f"(relative L2 on the bundle's known answer, {bound:.0e} is allowed); {_ADVICE}"
+            f"{runner.name} computes graph {graph} wrong here: it differs from {other} by {difference:.1e} "
+            f"(relative L2 on {on}, {bound:.0e} is allowed); {runner.advice}"
         )
     verified.remember(bundle, graph, runner, difference)
-
-
-_ADVICE = "install another version of it, or choose another backend (freeprompt doctor lists what is there)"
 
 
 def _precision(spec: GraphSpec) -> str:

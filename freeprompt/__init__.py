@@ -26,6 +26,7 @@ from freeprompt.contract.errors import (
     NegativePromptUnusedWarning,
     OutputError,
     PromptTruncatedWarning,
+    ProviderUnusedWarning,
     UsageError,
 )
 from freeprompt.privacy import be_silent
@@ -62,6 +63,7 @@ __all__ = [
     "OutputError",
     "Progress",
     "PromptTruncatedWarning",
+    "ProviderUnusedWarning",
     "UsageError",
     "__version__",
 ]

@@ -59,15 +59,16 @@ class Model:
 
         Args:
             bundle: its folder, or "demo" for the one that freeprompt brings.
-            backend: "auto", "cpu", "cuda", ... (``freeprompt.engines.select.BACKENDS``) or a ``Backend`` object.
+            backend: "auto", "cpu", "cuda", "tensorrt", "ort:NAME[,option=value,...]" for any execution provider of ONNX
+                Runtime (see ``freeprompt.engines.select.create_backend``), or a ``Backend`` object.
             threads: CPU threads within an operator; None: every core.
             verify: compare the SHA-256 of every file.
             limits: see ``freeprompt.runtime.plan.limits.Limits``.
 
         Raises:
             BundleError: missing or damaged.
-            BackendError: not installed.
-            UsageError: unknown backend.
+            BackendError: not installed, or it cannot be used here.
+            UsageError: unknown backend, or a malformed name of one.
         """
         opened = Bundle.open(demo_bundle() if str(bundle) == DEMO else bundle, verify)
         made = create_backend(backend, threads, opened) if isinstance(backend, str) else backend

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from freeprompt.contract.errors import BackendError
+from freeprompt.contract.graphs import TEXT_ENCODER, VAE_DECODER, VAE_ENCODER
 from freeprompt.contract.session import Array, NumpyArray
 from freeprompt.runtime.sessions import Graphs
 
 
 def ids_to_embeddings(graphs: Graphs, ids: NumpyArray) -> Array:
     """Token ids [prompts, tokens] int32 to text embeddings [prompts, tokens, channels] float32."""
-    return graphs["text_encoder"].run({"input_ids": ids})["encoder_hidden_states"]
+    return graphs[TEXT_ENCODER].run({"input_ids": ids})["encoder_hidden_states"]
 
 
 def image_to_latents(graphs: Graphs, image: NumpyArray) -> Array:
@@ -18,8 +19,8 @@ def image_to_latents(graphs: Graphs, image: NumpyArray) -> Array:
     Raises:
         BackendError: the graph failed, or gave latents of another size.
     """
-    latents = graphs["vae_encoder"].run({"image": image})["latents"]
-    _check_sizes("vae_encoder", graphs, image.shape, latents.shape)
+    latents = graphs[VAE_ENCODER].run({"image": image})["latents"]
+    _check_sizes(VAE_ENCODER, graphs, image.shape, latents.shape)
     return latents
 
 
@@ -29,8 +30,8 @@ def latents_to_image(graphs: Graphs, latents: Array | NumpyArray) -> Array:
     Raises:
         BackendError: the graph failed, or gave an image of another size.
     """
-    image = graphs["vae_decoder"].run({"latents": latents})["image"]
-    _check_sizes("vae_decoder", graphs, image.shape, latents.shape)
+    image = graphs[VAE_DECODER].run({"latents": latents})["image"]
+    _check_sizes(VAE_DECODER, graphs, image.shape, latents.shape)
     return image
 
 

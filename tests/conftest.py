@@ -69,7 +69,7 @@ def tiny_checkpoint() -> Path:
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_checkpoint: Path) -> Path:
     """The bundle exported from ``tiny_checkpoint`` in float32 with every graph. Read-only: copy before changing it."""
-    contract = (ROOT / "freeprompt" / name for name in ("manifest.py", "signatures.py"))
+    contract = (ROOT / "freeprompt" / "contract" / name for name in ("manifest.py", "graphs.py"))
     sources = (ROOT / "export", ROOT / "tests" / "tiny.py", *contract)
     with cached_folder("bundle", *sources) as (folder, fill):
         if fill:

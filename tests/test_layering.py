@@ -34,7 +34,7 @@ ALLOWED = {
 }
 EXPORT_ONLY = {
     *("torch", "torchvision", "diffusers", "transformers", "accelerate"),
-    *("onnx", "onnx_ir", "onnxscript"),
+    *("onnx", "onnx_ir", "onnxscript", "sympy"),
 }
 BLOCK = """
 import sys
@@ -133,16 +133,11 @@ def test_circles_are_found() -> None:
     assert _strongly_connected({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == [["b", "c"], ["a"]]
 
 
-# What `freeprompt build --backend cuda` alone needs, and asks for in an error that says so.
-ON_REQUEST = {"engines/onnxruntime/cuda_form.py": {"onnx"}}
-
-
 def test_only_export_imports_torch_and_what_comes_with_it() -> None:
     wrong = []
     for room in ROOMS.keys() - {"export"}:
         for path in _sources(room):
             found = {module.partition(".")[0] for module in _imports(path)} & EXPORT_ONLY
-            found -= ON_REQUEST.get(str(path.relative_to(ROOT)), set())
             if found:
                 wrong.append(f"{path.relative_to(ROOT)} imports {sorted(found)}")
     assert wrong == []

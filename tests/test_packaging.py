@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -94,6 +95,19 @@ def test_wheel_holds_the_data_the_licence_and_the_mark_for_type_checkers(wheel: 
     assert not [line for line in needed if "torch" in line or "diffusers" in line]
 
 
+def test_a_gpu_needs_nothing_of_the_export(wheel: Path) -> None:
+    """Every form of a graph is written before: a device with a GPU only checks and times them."""
+    with zipfile.ZipFile(wheel) as archive:
+        metadata = next(archive.read(n).decode() for n in archive.namelist() if n.endswith("dist-info/METADATA"))
+    needed: dict[str, set[str]] = {"gpu": set(), "export": set()}
+    for requirement in re.findall(r"^Requires-Dist: (.*)$", metadata, re.MULTILINE):
+        extra = re.search(r"extra == ['\"]([\w-]+)['\"]", requirement)
+        if extra is not None and extra[1] in needed:
+            needed[extra[1]].add(re.split(r"[^\w.-]", requirement, maxsplit=1)[0].lower())
+    assert {"onnx", "sympy", "torch"} <= needed["export"]
+    assert needed["gpu"] and not needed["gpu"] & needed["export"]
+
+
 def test_installed_wheel_runs_without_the_source_tree(installed: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(installed)}
     for arguments, expected in (
@@ -129,7 +143,6 @@ def test_versions_agree(wheel: Path) -> None:
 
 def test_constraints_pin_every_dependency_exactly() -> None:
     import importlib.metadata
-    import re
 
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines), "no local parts, ranges or addresses"

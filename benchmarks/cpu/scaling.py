@@ -183,7 +183,7 @@ def memory_here(bundle: str, steps: int, inversions: int) -> dict[str, Any]:
         inversion = editor.invert(_picture(editor), steps)
         editor.edit_latents(inversion, "a", record="exact")
         kept.append(inversion)
-        resident.append(resident_bytes() or 0)
+        resident.append(resident_bytes())
     # The first two fill the allocators.
     grown = (resident[-1] - resident[1]) / inversions
     trajectory = kept[0].trajectory.nbytes * 2  # the levels, and their copy on the host

@@ -32,7 +32,7 @@ def soak(bundle: str, edits: int, steps: int, threads: int) -> dict[str, Any]:
         if number % 50 == 49:
             inversions[which] = editor.invert(np.roll(image, number, axis=1), steps)
         editor.edit(inversions[which], f"a picture of number {number}", record="exact")
-        resident.append(resident_bytes() or 0)
+        resident.append(resident_bytes())
     after = np.asarray(resident[WARM_UP:], float) if edits > WARM_UP else np.asarray(resident, float)
     slope = float(np.polyfit(np.arange(len(after)), after, 1)[0])
     return {

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu import measure
-from benchmarks.gpu.report import merge, prepared_table, profile_table, table
+from benchmarks.gpu.report import cuda_form_table, merge, profile_table, table
 from benchmarks.gpu.results import Results, machine_facts
 from freeprompt.contract.bundle import Bundle
 from freeprompt.contract.session import Backend
@@ -104,29 +104,29 @@ class Check:
         self._measure("ort-cpu", lambda: _onnxruntime("cpu"))
 
     def cuda_build(self) -> None:
-        """The graphs rewritten for the CUDA provider; what follows runs them where they are right and not slower."""
-        from benchmarks.gpu.engines import prepare_graphs
+        """The graphs' forms for CUDA; what follows runs them where they are right and not slower."""
+        from benchmarks.gpu.engines import check_forms
 
-        # They lie in the bundle, and are lost with it.
+        # The notes lie in the bundle, and are lost with it.
         there = any(self.bundle.engines.glob("cuda/*.json"))
         results = Results(self.out / "part-cuda-build.json", self.again or not there)
-        prepare_graphs(self.bundle, _onnxruntime("cuda"), results.once)
+        check_forms(self.bundle, _onnxruntime("cuda"), results.once)
 
     def ort_cuda(self) -> None:
         self._measure("ort-cuda", lambda: _onnxruntime("cuda"))
 
-    def ort_cuda_exported(self) -> None:
-        """Without what ``cuda_build`` has prepared."""
+    def ort_cuda_fused(self) -> None:
+        """By the fused forms, whatever ``cuda_build`` has found."""
 
         def create() -> Backend:
             from freeprompt.engines.onnxruntime.backend import OnnxRuntimeBackend
 
-            return OnnxRuntimeBackend("cuda", prepared=False)
+            return OnnxRuntimeBackend("cuda", cuda_form=False)
 
-        self._measure("ort-cuda-exported", create)
+        self._measure("ort-cuda-fused", create)
 
     def ort_tensorrt(self) -> None:
-        self._measure("ort-tensorrt", lambda: _onnxruntime("ort-tensorrt"))
+        self._measure("ort-tensorrt", lambda: _onnxruntime("tensorrt"))
 
     def tensorrt_build(self) -> None:
         """Engines for steps of up to three rows and whole edits, one at a time, since a build cannot be resumed."""
@@ -181,7 +181,7 @@ class Check:
         parts = merge(self.out)
         macs = self.bundle.manifest.graph("step").macs
         (self.out / "gpu_check.json").write_text(json.dumps({"macs_per_row": macs, "parts": parts}, indent=1) + "\n")
-        for section in (table(parts, macs), prepared_table(parts), profile_table(parts)):
+        for section in (table(parts, macs), cuda_form_table(parts), profile_table(parts)):
             print("\n".join(section))
 
     def _measure(

@@ -1,4 +1,4 @@
-"""TensorRT engines and graphs prepared for CUDA, for the measurement. Runs without PyTorch."""
+"""TensorRT engines and checked forms for CUDA, for the measurement. Runs without PyTorch."""
 
 from __future__ import annotations
 
@@ -63,23 +63,25 @@ def build_engines(
         once(wanted.label, partial(_build, bundle, wanted, name, gpu))
 
 
-def prepare_graphs(bundle: Bundle, backend: Any, once: Once) -> None:
-    """Graphs of an edit of latents, rewritten for ONNX Runtime's CUDA provider; one item a graph."""
+def check_forms(bundle: Bundle, backend: Any, once: Once) -> None:
+    """Whether the forms for CUDA may be used of the graphs of an edit; one item a graph."""
     for graph in ("step", "record", "step_recorded", "text_encoder", "vae_encoder", "vae_decoder"):
         if graph in bundle.manifest.graphs:
-            once(graph, partial(_prepare, bundle, graph, backend))
+            once(graph, partial(_check, bundle, graph, backend))
 
 
-def _prepare(bundle: Bundle, graph: str, backend: Any) -> dict[str, Any]:
+def _check(bundle: Bundle, graph: str, backend: Any) -> dict[str, Any]:
     import onnxruntime
 
-    from freeprompt.engines.onnxruntime.prepare import prepare_bundle
-    from freeprompt.engines.onnxruntime.prepared_store import CudaStore
+    from freeprompt.engines.onnxruntime.cuda_check import check_bundle
+    from freeprompt.engines.onnxruntime.cuda_notes import CudaNotes
 
     shapes = Shapes(usual_sizes(bundle.manifest, [size_to_latents(bundle.manifest.latents, None)]))
-    store = CudaStore(bundle, onnxruntime.__version__)
-    (done,) = prepare_bundle(bundle, shapes, backend, store, (graph,), lambda line: print(line, flush=True))
-    return {"how": done.how, "refused": done.refused, **msgspec.to_builtins(done.metadata)}
+    notes = CudaNotes(bundle, onnxruntime.__version__)
+    (done,) = check_bundle(bundle, shapes, backend, notes, (graph,), lambda line: print(line, flush=True))
+    form = bundle.manifest.graph(graph).cuda
+    operators = form.operators if form else {}
+    return {"how": done.how, "refused": done.refused, "operators": operators, **msgspec.to_builtins(done.note)}
 
 
 def _build(bundle: Bundle, wanted: Wanted, name: str, gpu: bool) -> dict[str, Any]:

@@ -26,10 +26,10 @@ def profiles(bundle: Bundle, checkpoint: Path, dry: bool) -> Iterator[tuple[str,
             name = "torch-compile" if compiled else "torch-eager"
             yield name, partial(_torch, bundle, checkpoint, compiled, dry)
     if util.find_spec("onnxruntime") is not None:
-        from freeprompt.engines.onnxruntime.library import available
+        from freeprompt.engines.onnxruntime.provider import built_in
 
         backend = "cpu" if dry else "cuda"
-        if backend in available():
+        if backend in built_in():
             yield f"ort-{backend}", partial(_onnxruntime, bundle, backend)
             if not dry and util.find_spec("torch") is not None:
                 yield f"ort-{backend} kernels", partial(_onnxruntime_kernels, bundle)

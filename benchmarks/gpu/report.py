@@ -44,18 +44,18 @@ def table(parts: dict[str, Any], macs: int) -> Iterator[str]:
                 yield f"WRONG: {name}: {item}: {value['relative_l2']:.1e}, {value['bound']:.0e} is allowed"
 
 
-def prepared_table(parts: dict[str, Any]) -> Iterator[str]:
-    """What rewriting for CUDA fused in each graph, and whether it is used."""
+def cuda_form_table(parts: dict[str, Any]) -> Iterator[str]:
+    """What is fused in each graph's form for CUDA, and whether it is used."""
     items = {name: v for name, v in parts.get("cuda-build", {}).items() if "operators" in v}
     if not items:
         return
     yield ""
-    yield "graphs prepared for CUDA"
+    yield "forms for CUDA"
     for name, value in items.items():
         operators = ", ".join(f"{count} {kind}" for kind, count in value["operators"].items())
-        exported, prepared = (sum(t[form] for t in value["timings"]) for form in ("exported_ms", "prepared_ms"))
+        fused, cuda = (sum(t[form] for t in value["timings"]) for form in ("fused_ms", "cuda_ms"))
         error = max((p["relative_l2"] for p in value["parity"]), default=float("nan"))
-        measured = f"; {prepared:.3g} ms, {exported:.3g} as exported; error {error:.1e}" if value["timings"] else ""
+        measured = f"; {cuda:.3g} ms, {fused:.3g} by the fused form; error {error:.1e}" if value["timings"] else ""
         yield f"  {name}: {operators}{measured}"
         if value["refused"]:
             yield f"    not used: {value['refused']}"

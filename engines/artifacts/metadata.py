@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +18,11 @@ from freeprompt.contract.storage.strict_json import check_json
 MAX_METADATA_BYTES = 1 << 20
 
 MetadataT = TypeVar("MetadataT")
+
+
+@dataclass(frozen=True)
+class _Versioned:
+    version: int
 
 
 def make_folder(folder: Path) -> None:
@@ -107,10 +113,10 @@ def decode_metadata(data: bytes, kind: type[MetadataT], version: int) -> Metadat
     """
     try:
         check_json(data)
-        metadata = msgspec.json.decode(data, type=kind)
+        # First, since another version has other fields.
+        found = msgspec.json.decode(data, type=_Versioned).version
+        if found == version:
+            return msgspec.json.decode(data, type=kind)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise BackendError(f"its metadata cannot be read: {str(error)[:500]}") from error
-    found = getattr(metadata, "version", None)
-    if found != version:
-        raise BackendError(f"its metadata has version {found}, this freeprompt reads {version}; build it again")
-    return metadata
+    raise BackendError(f"its metadata has version {found}, this freeprompt reads {version}; build it again")

@@ -38,8 +38,8 @@ class Signature:
     """A secret of this user on this machine, by which an engine built here is told from one that was copied in.
 
     A TensorRT engine is code: loading a stranger's is running it. The metadata of an engine built here carries a keyed
-    hash that nobody without the secret can make. So does that of a graph prepared for CUDA: what is said there of its
-    parity was measured here.
+    hash that nobody without the secret can make. So does a note on a graph's form for CUDA: what it says of parity was
+    measured here.
 
     Args:
         path: of the secret; None: freeprompt/engine-seal in the user's data folder.

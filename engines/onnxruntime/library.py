@@ -1,4 +1,4 @@
-"""The onnxruntime library: which providers it has, and a session on one of them or an error that says what to do."""
+"""The onnxruntime library: whether it can be used, and sessions on its providers or an error that says what to do."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import io
 import re
 import sys
 import weakref
-from collections.abc import Iterator
+from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,31 +20,22 @@ import onnxruntime as ort
 from freeprompt.contract.bundle import Bundle
 from freeprompt.contract.errors import BackendError
 from freeprompt.engines.onnxruntime.external_data import checked_snapshot
+from freeprompt.engines.onnxruntime.plugins import quiet
+from freeprompt.engines.onnxruntime.provider import CUDA, TENSORRT, Provider
 from freeprompt.engines.onnxruntime.stoppable import call_stoppable
 from freeprompt.engines.onnxruntime.weights import Given, give_weights, trim_memory
-from freeprompt.engines.verify import Runner
+from freeprompt.engines.verify import ADVICE, Runner
 
-PROVIDERS = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "ort-tensorrt": "TensorrtExecutionProvider",
-}
 # Warnings of the library are about its own choices (a node placed on the CPU, a transformer skipped); errors raise.
-_LOG_WARNING, _LOG_ERROR, _LOG_FATAL = 2, 3, 4
+_LOG_ERROR = 3
+# Lets a session say afterwards which node runs where.
+_NOTE_NODES = ("session.record_ep_graph_assignment_info", "1")
 # The driver's library, which no package brings.
 _DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 INSTALL_CUDA = "install them with pip install 'onnxruntime-gpu[cuda,cudnn]'"
 
 # 1.17 to 1.19 fail on these graphs, 1.20.0 to 1.21.0 compute the text encoder's attention wrong without a word.
 OLDEST = (1, 21, 1)
-
-Provider = tuple[str, dict[str, str]]
-
-
-def available() -> tuple[str, ...]:
-    """Names of the ONNX Runtime backends that the installed build has."""
-    providers = ort.get_available_providers()
-    return tuple(name for name, provider in PROVIDERS.items() if provider in providers)
 
 
 def check_version(version: str = "") -> None:
@@ -66,14 +58,13 @@ def check_version(version: str = "") -> None:
 
 def cuda_problem() -> str | None:
     """Why the CUDA provider cannot be used here, or None. Having been built with it says nothing of the machine."""
-    if "cuda" not in available():
+    if CUDA not in ort.get_available_providers():
         return (
-            f"the installed onnxruntime {ort.__version__} has no {PROVIDERS['cuda']}; "
-            "install onnxruntime-gpu instead of onnxruntime"
+            f"the installed onnxruntime {ort.__version__} has no {CUDA}; install onnxruntime-gpu instead of onnxruntime"
         )
     missing = load_libraries()
     try:
-        with _quiet():
+        with quiet():
             ort.OrtValue.ortvalue_from_numpy(np.zeros(1, np.float32), "cuda", 0)
     except Exception as error:  # the library raises plain RuntimeError and classes of its own
         if missing:
@@ -87,28 +78,15 @@ def cuda_problem() -> str | None:
     return None
 
 
-def check_available(name: str) -> None:
-    """Raises BackendError if the installed onnxruntime is too old or lacks the provider of that name."""
-    check_version()
-    if name not in available():
-        raise BackendError(
-            f"backend {name!r} is not there: the installed onnxruntime {ort.__version__} has no "
-            f"{PROVIDERS.get(name, name)}; "
-            f"it has {', '.join(ort.get_available_providers())}. "
-            "For CUDA install onnxruntime-gpu instead of onnxruntime"
-        )
-
-
 def open_session(
     bundle: Bundle,
     graph: str,
-    name: str,
-    providers: list[Provider],
+    provider: Provider,
     threads: int | None = None,
     fused: bool = True,
     model: bytes | None = None,
 ) -> Any:
-    """An ``InferenceSession`` that really uses the provider of that name.
+    """An ``InferenceSession`` that really uses the provider.
 
     Args:
         fused: the form of the graph for ONNX Runtime instead of the standard one.
@@ -122,67 +100,106 @@ def open_session(
     options.log_severity_level = _LOG_ERROR
     if threads is not None:
         options.intra_op_num_threads = threads
-    if name == "cpu":
+    if provider.cuda_device is None:
         # A plan of memory for each set of shapes costs half as much again as it saves, and no time (ARCHITECTURE.md).
         options.enable_mem_pattern = False
+    if provider.is_cpu:
         if _share_arena():
             options.add_session_config_entry("session.use_env_allocators", "1")
+    else:
+        options.add_session_config_entry(*_NOTE_NODES)
     with contextlib.ExitStack() as stack:
         given = Given()
-        if name == "ort-tensorrt":
+        if provider.ep_name == TENSORRT:
             # That provider reads weights by path, and may again.
             source: Any = str(stack.enter_context(checked_snapshot(bundle, graph, fused)))
         else:
             source = model if model is not None else bundle.read(bundle.graph_name(graph, fused))
             given = give_weights(options, source, bundle, graph)
-        session = _load(source, options, providers, graph, name)
+        session = _load(source, options, provider, provider.session_providers(bundle), graph)
         # Nothing of the library's own would keep either for as long as it needs them.
         session.freeprompt_memory = given.memory if given.referred else ()
         weakref.finalize(session, stack.pop_all().close)
     if given.memory:
         del given, options
         trim_memory()
-    if PROVIDERS[name] not in session.get_providers():
+    if provider.ep_name not in session.get_providers():
         # The library falls back to the CPU with no more than a log line when CUDA cannot be initialised.
-        problem = cuda_problem() or "check that its libraries match this onnxruntime-gpu"
-        raise BackendError(f"ONNX Runtime could not use {PROVIDERS[name]} on this machine: {problem}")
+        problem = cuda_problem() if provider.cuda_device is not None else None
+        problem = problem or "check that its libraries match this version of onnxruntime"
+        raise BackendError(f"ONNX Runtime could not use {provider.ep_name} on this machine: {problem}")
     return session
 
 
-def _load(source: Any, options: Any, providers: list[Provider], graph: str, name: str) -> Any:
+def _load(source: Any, options: Any, provider: Provider, providers: list[Any], graph: str) -> Any:
     """Open a session such that Ctrl-C is heard while the library computes what a graph makes of its constants."""
 
     def load() -> Any:
         # Without the library's fallback, by which a provider that fails, now or in a run, is exchanged for the CPU.
-        return ort.InferenceSession(source, options, providers=providers, enable_fallback=0)
+        return ort.InferenceSession(source, options, providers=providers or None, enable_fallback=0)
 
     def stop() -> None:
         if hasattr(options, "set_load_cancellation_flag"):
             options.set_load_cancellation_flag(True)
 
     try:
-        with contextlib.nullcontext() if name == "cpu" else _quiet():
+        with contextlib.nullcontext() if provider.is_cpu else quiet():
+            if provider.devices:
+                options.add_provider_for_devices(list(provider.devices), dict(provider.options))
             return call_stoppable(load, stop)
     except Exception as error:
+        on_cpu = provider.device == "cpu"
         if _is_out_of_memory(error):
-            raise failure(graph, error, name == "cpu") from error
-        detail = str(error) if name == "cpu" else _reason(error)
-        raise BackendError(f"ONNX Runtime {ort.__version__} cannot load graph {graph}: {detail}") from error
+            raise failure(graph, error, on_cpu) from error
+        detail = str(error) if provider.is_cpu else _reason(error)
+        where = "" if provider.is_cpu else f" with {provider.ep_name}"
+        raise BackendError(f"ONNX Runtime {ort.__version__} cannot load graph {graph}{where}: {detail}") from error
 
 
-def onnxruntime_runner(name: str, fused: bool, model: bytes | None) -> Runner:
+@dataclass(frozen=True)
+class Placement:
+    """How many of a graph's nodes run on a provider; the others run on the CPU."""
+
+    ep_name: str
+    taken: int
+    nodes: int
+
+    def __str__(self) -> str:
+        others = ", the others on the CPU" if self.taken < self.nodes else ""
+        return f"{self.taken} of {self.nodes} nodes on {self.ep_name}{others}"
+
+
+def session_to_placement(session: Any, provider: Provider) -> Placement | None:
+    """What the provider has taken; None: this is the CPU, or the library does not say (before 1.24)."""
+    if provider.is_cpu or not hasattr(session, "get_provider_graph_assignment_info"):
+        return None
+    counts: Counter[str] = Counter()
+    try:
+        for part in session.get_provider_graph_assignment_info():
+            counts[part.ep_name] += len(part.get_nodes())
+    except Exception:  # it was not noted
+        return None
+    return Placement(provider.ep_name, counts[provider.ep_name], sum(counts.values()))
+
+
+def onnxruntime_runner(provider: Provider, fused: bool, model: bytes | None) -> Runner:
     """What runs a graph in that form on that provider."""
     form = "fused" if fused else "standard"
     if model is not None:
         form = hashlib.sha256(model).hexdigest()
-    return Runner(f"ONNX Runtime {ort.__version__} ({PROVIDERS[name]})", f"{ort.get_build_info()} {form}")
+    origin = f" of {provider.plugin.origin}" if provider.plugin else ""
+    name = f"ONNX Runtime {ort.__version__} ({provider.ep_name}{origin})"
+    build = f"{ort.get_build_info()} {form} {provider.identity}"
+    if provider.is_cpu:
+        return Runner(name, build)
+    return Runner(name, build, f"let it compute in the model's precision, if it has an option for that, or {ADVICE}")
 
 
-def prepared_model(bundle: Bundle, graph: str) -> bytes | None:
-    """The graph as ``freeprompt build --backend cuda`` prepared it, if it did and it may be used here."""
-    from freeprompt.engines.onnxruntime.prepared_store import CudaStore
+def cuda_model(bundle: Bundle, graph: str) -> bytes | None:
+    """The graph's form for CUDA, if ``freeprompt build --backend cuda`` has found that it may be used here."""
+    from freeprompt.engines.onnxruntime.cuda_notes import CudaNotes
 
-    return CudaStore(bundle, ort.__version__).model(graph)
+    return CudaNotes(bundle, ort.__version__).model(graph)
 
 
 @functools.cache
@@ -197,29 +214,6 @@ def _share_arena() -> bool:
     info = ort.OrtMemoryInfo("Cpu", kind.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
     ort.create_and_register_allocator(info, None)
     return True
-
-
-def cuda_options() -> dict[str, str]:
-    """Options of the CUDA provider."""
-    # Products of float32 stay float32: by default they are rounded to 11 bits on the tensor cores.
-    return {"use_tf32": "0"}
-
-
-def tensorrt_options(bundle: Bundle) -> dict[str, str]:
-    """Options of the TensorRT provider: its engines are kept in the bundle, where only this user can have put them."""
-    from freeprompt.engines.artifacts.metadata import make_folder
-    from freeprompt.engines.artifacts.signature import Signature
-
-    folder = bundle.engines / f"ort-tensorrt-{Signature().token('ort-tensorrt')}"
-    make_folder(folder)
-    half = "True" if bundle.manifest.precision == "float16" else "False"
-    return {
-        "trt_engine_cache_enable": "True",
-        "trt_engine_cache_path": str(folder),
-        "trt_timing_cache_enable": "True",
-        "trt_timing_cache_path": str(folder),
-        "trt_fp16_enable": half,
-    }
 
 
 def failure(graph: str, error: Exception, on_cpu: bool = False) -> BackendError:
@@ -255,16 +249,6 @@ def load_libraries() -> tuple[str, ...]:
     return tuple(re.findall(r"Failed to load ([^:\s]+):", said.getvalue()))
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No lines of the library's own on the terminal while it tries what may fail: the failure is an error of ours."""
-    ort.set_default_logger_severity(_LOG_FATAL)
-    try:
-        yield
-    finally:
-        ort.set_default_logger_severity(_LOG_WARNING)
-
-
 def _has_driver() -> bool:
     try:
         ctypes.CDLL(_DRIVER)
@@ -274,10 +258,13 @@ def _has_driver() -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """What CUDA says, out of an error that begins with places in the library's source."""
-    line = _first_line(error)
-    found = re.search(r"CUDA failure \d+: ([^;]+)", line)
-    return found.group(1).strip() if found else re.sub(r"^/onnxruntime_src/.*\) ", "", line)
+    """What CUDA or a provider says, out of an error that begins with codes and places in the library's source."""
+    first, *more = str(error).strip().splitlines() or [""]
+    found = re.search(r"CUDA failure \d+: ([^;]+)", first)
+    if found:
+        return found.group(1).strip()
+    first = re.sub(r"^(\[ONNXRuntimeError\] : \d+ : \w+ : )?(/onnxruntime_src/.*\) )?", "", first)
+    return " ".join(" ".join((first, *more)).split()) or type(error).__name__
 
 
 def _first_line(error: Exception) -> str:

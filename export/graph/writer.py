@@ -11,7 +11,8 @@ from torch import nn
 
 from freeprompt.contract.errors import ExportError, OutputError
 from freeprompt.contract.graphs import GraphSignature
-from freeprompt.contract.manifest import FusedGraph, GraphSpec
+from freeprompt.contract.manifest import CudaGraph, FusedGraph, GraphSpec
+from freeprompt.export.graph.cuda_form import fuse_for_cuda
 from freeprompt.export.graph.fused_form import ATTENTION, fuse
 from freeprompt.export.graph.known_answers import KnownAnswers
 from freeprompt.export.graph.parity import THRESHOLDS, Expectation, graph_to_parity
@@ -78,7 +79,8 @@ class GraphWriter:
         signature: GraphSignature,
         precision: Precision | None = None,
     ) -> None:
-        """Write the fused form of the written graph, and compare both with what their model computes in float32.
+        """Write the other forms of the written graph, and compare those that a CPU can run with what their model
+        computes in float32.
 
         Args:
             name: of the graph.
@@ -87,7 +89,7 @@ class GraphWriter:
             precision: of its weights, where it is not that of the settings.
 
         Raises:
-            ExportError: one does not agree.
+            ExportError: one does not agree or cannot be written.
         """
         if {s.name for s in signature[0]} - set(names):
             raise ExportError(f"graph {name} has inputs that were not traced")
@@ -100,6 +102,8 @@ class GraphWriter:
         # A layer that is not fused writes its maps to memory, and nothing else would tell.
         fused_layers = f", {operators.get(ATTENTION, 0)} of {layers} attention layers fused" if layers else ""
         self.progress(f"graph {name}: agrees with torch to {worst:.1e}{fused_layers}")
+        self.progress(f"graph {name}: fusing it for CUDA")
+        cuda = _write_cuda(name, fused_path, self.folder / f"{name}.cuda.onnx")
         fused = FusedGraph(fused_path.name, operators, fused_parity)
         known = expectations[-1]
         answer = self.answers.add(
@@ -107,7 +111,7 @@ class GraphWriter:
             {spec.name: value for spec, value in zip(signature[1], known.outputs[outputs], strict=True)},
         )
         self.graphs[name] = GraphSpec(
-            path.name, *signature, parity, THRESHOLDS[precision], fused=fused, known_answer=answer
+            path.name, *signature, parity, THRESHOLDS[precision], fused=fused, known_answer=answer, cuda=cuda
         )
 
 
@@ -127,3 +131,13 @@ def _write_fused(name: str, path: Path, fused_path: Path) -> tuple[dict[str, int
     except Exception as error:  # the rewriter raises whatever its rules meet
         raise ExportError(f"graph {name} could not be fused for ONNX Runtime: {error}") from error
     return operators, layers
+
+
+def _write_cuda(name: str, fused_path: Path, path: Path) -> CudaGraph:
+    """Its weights are those of the fused form."""
+    try:
+        form = fuse_for_cuda(fused_path, name)
+        path.write_bytes(form.model)
+    except OSError as error:
+        raise OutputError(f"cannot write graph {name}: {error.strerror or error}") from error
+    return CudaGraph(path.name, form.operators)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from freeprompt.contract.precision import Float32Part, HalfPrecision
+from freeprompt.contract.manifest import Float32Part, HalfPrecision
 from freeprompt.export.model.ranges import LIMIT, Ranges
 
 # Why something stays float32 that the export would have halved.

@@ -9,6 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from freeprompt.contract.errors import FreePromptError
 
 PACKAGES = ("freeprompt", "numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "cuda-core", "cuda-bindings")
@@ -20,12 +22,11 @@ def machine() -> dict[str, Any]:
     facts: dict[str, Any] = {
         "processor": _field(Path("/proc/cpuinfo"), "model name") or platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory": _field(Path("/proc/meminfo"), "MemTotal"),
+        "memory": f"{psutil.virtual_memory().total // 1024} kB",
         "system": platform.platform(),
     }
-    if hasattr(os, "getloadavg"):
-        # Above the number of cores something else was running, and percentiles tell of that.
-        facts["load"] = round(os.getloadavg()[0], 2)
+    # Above the number of cores something else was running, and percentiles tell of that.
+    facts["load"] = round(psutil.getloadavg()[0], 2)
     return facts
 
 
@@ -58,10 +59,9 @@ def peak_bytes() -> int | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def resident_bytes() -> int | None:
+def resident_bytes() -> int:
     """Resident memory of this process now."""
-    resident = _field(Path("/proc/self/status"), "VmRSS")
-    return None if resident is None else int(resident.split()[0]) * 1024
+    return int(psutil.Process().memory_info().rss)
 
 
 def device(name: str) -> dict[str, Any] | None:

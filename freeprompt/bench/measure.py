@@ -12,7 +12,15 @@ import numpy as np
 from freeprompt.bench import machine
 from freeprompt.bench.meter import Evaluation, MeteredBackend, rows_by_graph, seconds_of
 from freeprompt.bench.statistics import summarise
-from freeprompt.contract.graphs import RECORD, STEP, STEP_RECORDED, STEP_RECORDING
+from freeprompt.contract.graphs import (
+    RECORD,
+    STEP,
+    STEP_RECORDED,
+    STEP_RECORDING,
+    TEXT_ENCODER,
+    VAE_DECODER,
+    VAE_ENCODER,
+)
 from freeprompt.contract.session import NumpyArray
 from freeprompt.editor import Editor, Progress, check_size
 from freeprompt.runtime.plan import records
@@ -78,7 +86,7 @@ class Bench:
 
     def open_graphs(self) -> None:
         """Open every graph that the edits need; later they find them open."""
-        for name in ("vae_encoder", "text_encoder", *_GRAPHS[self.settings.record], "vae_decoder"):
+        for name in (VAE_ENCODER, TEXT_ENCODER, *_GRAPHS[self.settings.record], VAE_DECODER):
             self.editor.pipeline.graphs[name]
             self.check()
 
@@ -119,7 +127,7 @@ class Bench:
         (first,) = self._edit(inversion, 1)
         seconds = time.perf_counter() - start
         edited = held()
-        add("encode", seconds_of(inverted, "vae_encoder"))
+        add("encode", seconds_of(inverted, VAE_ENCODER))
         add("invert", seconds_of(inverted, STEP))
         if settings.record == records.EXACT:
             add("record", seconds_of(edited, RECORD))
@@ -133,9 +141,9 @@ class Bench:
         seconds = time.perf_counter() - start
         further = held()
         rows = sum(rows_by_graph(further).values())
-        add("text", seconds_of(further, "text_encoder"))
+        add("text", seconds_of(further, TEXT_ENCODER))
         add("denoise", seconds_of(further, STEP))
-        add("decode", seconds_of(further, "vae_decoder"))
+        add("decode", seconds_of(further, VAE_DECODER))
         add("further edit", seconds)
         add("row", seconds_of(further, STEP) / rows)
         self.samples.steps += [e.seconds for e in further if e.rows]

@@ -11,17 +11,26 @@ from typing import Any
 
 from freeprompt.contract.errors import UsageError
 from freeprompt.contract.files import atomic_path
+from freeprompt.contract.graphs import (
+    RECORD,
+    STEP,
+    STEP_RECORDED,
+    STEP_RECORDING,
+    TEXT_ENCODER,
+    VAE_DECODER,
+    VAE_ENCODER,
+)
 
 # Where matplotlib keeps what it writes, by its own documentation.
 _FOLDER = "MPLCONFIGDIR"
 COLOURS = {
-    "step": "#4477aa",
-    "step_recorded": "#66ccee",
-    "step_recording": "#228833",
-    "record": "#ee6677",
-    "text_encoder": "#ccbb44",
-    "vae_encoder": "#aa3377",
-    "vae_decoder": "#aa3377",
+    STEP: "#4477aa",
+    STEP_RECORDED: "#66ccee",
+    STEP_RECORDING: "#228833",
+    RECORD: "#ee6677",
+    TEXT_ENCODER: "#ccbb44",
+    VAE_ENCODER: "#aa3377",
+    VAE_DECODER: "#aa3377",
 }
 
 

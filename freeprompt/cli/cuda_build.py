@@ -1,4 +1,4 @@
-"""``freeprompt build --backend cuda``: graphs rewritten for ONNX Runtime's CUDA provider."""
+"""``freeprompt build --backend cuda``: whether the graphs' forms for ONNX Runtime's CUDA provider may be used here."""
 
 from __future__ import annotations
 
@@ -9,44 +9,46 @@ from freeprompt.contract.text import escaped
 
 if TYPE_CHECKING:
     from freeprompt.contract.bundle import Bundle
-    from freeprompt.engines.onnxruntime.prepare import Preparation
+    from freeprompt.engines.onnxruntime.cuda_check import CudaCheck
     from freeprompt.engines.shapes import Shapes
 
 
-def prepare(bundle: Bundle, shapes: Shapes, graphs: tuple[str, ...], stages: Stages, quiet: bool) -> None:
-    """Prepare, check and time; a line for each graph."""
+def check_forms(bundle: Bundle, shapes: Shapes, graphs: tuple[str, ...], stages: Stages, quiet: bool) -> None:
+    """Check, time and note; a line for each graph."""
     import onnxruntime
 
     from freeprompt.contract.errors import BackendError
     from freeprompt.engines.onnxruntime.backend import OnnxRuntimeBackend
-    from freeprompt.engines.onnxruntime.library import check_available, cuda_problem
-    from freeprompt.engines.onnxruntime.prepare import prepare_bundle
-    from freeprompt.engines.onnxruntime.prepared_store import CudaStore
+    from freeprompt.engines.onnxruntime.cuda_check import check_bundle
+    from freeprompt.engines.onnxruntime.cuda_notes import CudaNotes
+    from freeprompt.engines.onnxruntime.library import cuda_problem
 
-    check_available("cuda")
-    problem = cuda_problem()
-    if problem is not None:  # before a minute of rewriting
-        raise BackendError(problem)
+    for graph in graphs or tuple(shapes.sizes):  # what no GPU could help
+        bundle.cuda_name(graph)
     backend = OnnxRuntimeBackend("cuda")
-    store = CudaStore(bundle, onnxruntime.__version__)
+    problem = cuda_problem()
+    if problem is not None:
+        raise BackendError(problem)
+    notes = CudaNotes(bundle, onnxruntime.__version__)
     with stages.stage("build"):
-        for preparation in prepare_bundle(bundle, shapes, backend, store, graphs, stages.line):
+        for check in check_bundle(bundle, shapes, backend, notes, graphs, stages.line):
             if not quiet:
-                print(escaped(preparation_to_line(preparation)), flush=True)
+                form = bundle.manifest.graph(check.note.graph).cuda
+                print(escaped(check_to_line(check, form.operators if form else {})), flush=True)
     if not quiet:
         print(stages.summary())
 
 
-def preparation_to_line(preparation: Preparation) -> str:
-    """What became of a graph: its operators, how right and how fast it is, or why it runs as exported."""
-    metadata = preparation.metadata
-    if preparation.refused is not None:
-        return f"{metadata.graph} stays as exported: {preparation.refused}"
-    worst = max(parity.relative_l2 for parity in metadata.parity)
-    exported = sum(timing.exported_ms for timing in metadata.timings)
-    prepared = sum(timing.prepared_ms for timing in metadata.timings)
-    operators = ", ".join(f"{count} {name}" for name, count in metadata.operators.items()) or "nothing to fuse"
+def check_to_line(check: CudaCheck, operators: dict[str, int]) -> str:
+    """What became of a graph: its operators, how right and how fast it is, or why it runs in its fused form."""
+    note = check.note
+    if check.refused is not None:
+        return f"{note.graph} runs in its fused form: {check.refused}"
+    worst = max(parity.relative_l2 for parity in note.parity)
+    fused = sum(timing.fused_ms for timing in note.timings)
+    cuda = sum(timing.cuda_ms for timing in note.timings)
+    counted = ", ".join(f"{count} {name}" for name, count in operators.items()) or "nothing to fuse"
     return (
-        f"{preparation.how} {metadata.graph}: {operators}; differs from ONNX Runtime on the CPU by {worst:.1e}; "
-        f"{prepared:.3g} ms where it takes {exported:.3g} as exported"
+        f"{check.how} {note.graph}: {counted}; differs from ONNX Runtime on the CPU by {worst:.1e}; "
+        f"{cuda:.3g} ms where its fused form takes {fused:.3g}"
     )

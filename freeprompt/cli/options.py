@@ -58,10 +58,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--backend",
+        type=backend_name,
         default="auto",
         metavar="B",
-        help="cpu, cuda, ort-tensorrt, tensorrt, or auto: the fastest that works here (default: auto; see "
-        "freeprompt doctor)",
+        help="cpu, cuda, tensorrt, ort:NAME[,option=value,...] for any execution provider of ONNX Runtime, or auto: "
+        "the fastest that works here (default: auto; see freeprompt doctor)",
     )
     parser.add_argument(
         "--threads",
@@ -199,6 +200,18 @@ def edit_settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "negative_prompt": arguments.negative_prompt,
         "replace_layers": arguments.replace_layers,
     }
+
+
+def backend_name(text: str) -> str:
+    """A backend's name, as it was typed. Raises argparse.ArgumentTypeError."""
+    from freeprompt.contract.errors import UsageError
+    from freeprompt.engines.backend_name import parse_backend
+
+    try:
+        parse_backend(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
 
 
 def positive_integer(text: str) -> int:

@@ -73,6 +73,20 @@ class Bundle:
         spec = self.manifest.graph(graph)
         return spec.fused.file if fused and spec.fused else spec.file
 
+    def cuda_name(self, graph: str) -> str:
+        """Name of the ONNX file with a graph's form for ONNX Runtime's CUDA provider.
+
+        Raises:
+            BundleError: there is no such graph, or it has no such form.
+        """
+        form = self.manifest.graph(graph).cuda
+        if form is None:
+            raise BundleError(
+                f"graph {graph} of {self.path} has no form for CUDA, since an earlier version of freeprompt exported "
+                "it: export the checkpoint again with this one; until then --backend cuda runs its fused form"
+            )
+        return form.file
+
     def file(self, name: str) -> Path:
         """Absolute path of a file of the bundle, for tools: what is there by now need not be what was checked."""
         return (self.path / name).resolve()
@@ -88,7 +102,7 @@ class Bundle:
             BundleError: there is no such graph, or a file was changed since the bundle was opened.
             OutputError: the copies cannot be written.
         """
-        return self.files.snapshot(self._parts(graph, fused))
+        return self.files.snapshot(self._parts(self.graph_name(graph, fused)))
 
     def graph_sha256(self, graph: str, fused: bool = False) -> str:
         """Hash of a graph's ONNX file and of the weights it refers to, from the manifest's hashes.
@@ -96,19 +110,26 @@ class Bundle:
         Raises:
             BundleError: there is no such graph, or its file was changed since the bundle was opened.
         """
-        parts = self._parts(graph, fused)
+        return self.onnx_sha256(self.graph_name(graph, fused))
+
+    def onnx_sha256(self, *names: str) -> str:
+        """Hash of ONNX files of the bundle and of the weights they refer to, from the manifest's hashes.
+
+        Raises:
+            BundleError: there is no such file, or it was changed since the bundle was opened.
+        """
+        parts = {part for name in names for part in self._parts(name)}
         digest = hashlib.sha256()
         for spec in sorted(self.manifest.files, key=lambda spec: spec.path):
             if spec.path in parts:
                 digest.update(f"{spec.path}\0{spec.sha256}\n".encode())
         return digest.hexdigest()
 
-    def _parts(self, graph: str, fused: bool) -> tuple[str, ...]:
-        """Names of a graph's ONNX file and of those that it refers to.
+    def _parts(self, name: str) -> tuple[str, ...]:
+        """Names of an ONNX file and of those that it refers to.
 
         ONNX keeps the name of an external file as plain bytes, so that looking for it needs no parser.
         """
-        name = self.graph_name(graph, fused)
         content = self.files.read(name)
         return (name, *(s.path for s in self.manifest.files if s.path != name and s.path.encode() in content))
 

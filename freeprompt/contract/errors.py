@@ -67,5 +67,9 @@ class ImageCroppedWarning(FreePromptWarning):
     """Cropping left a large part of an image out."""
 
 
+class ProviderUnusedWarning(FreePromptWarning):
+    """An execution provider of ONNX Runtime takes no node of a graph, which runs on the CPU."""
+
+
 class CheckpointWarning(FreePromptWarning):
     """A checkpoint has something that its bundle does not use, such as a ControlNet."""

@@ -12,7 +12,6 @@ import msgspec
 
 from freeprompt.contract.errors import BundleError
 from freeprompt.contract.parity import Parity
-from freeprompt.contract.precision import HalfPrecision
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -53,6 +52,52 @@ class FusedGraph:
 
 
 @dataclass(frozen=True)
+class CudaGraph:
+    """The form of a graph with kernels that only ONNX Runtime's CUDA provider has.
+
+    Made from the fused form; reads the same weights file. No CPU can run it, so that it has no parity: whether a GPU
+    computes it right is found on that GPU. ``operators`` counts the nodes of operators that the standard does not have.
+    """
+
+    file: str
+    operators: dict[str, Natural]
+
+
+@dataclass(frozen=True)
+class Float32Part:
+    """What stays float32 in a float16 bundle.
+
+    Attributes:
+        graph: "unet" (all graphs cut from it) or the name of a graph.
+        part: name of the module in the checkpoint; "" is the whole graph.
+        reason: why, with what was measured.
+    """
+
+    graph: str
+    part: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class HalfPrecision:
+    """How the export made sure that half precision holds the numbers of a model.
+
+    Attributes:
+        limit: above it a number stays float32.
+        activations: graph -> the largest magnitude between its modules, in float32 on seeded inputs.
+        logits: attention layer -> the largest magnitude of q k^T / sqrt(d).
+        float32_parts: what stays float32.
+        unneeded: what the checkpoint's configuration asks to keep in float32 and the measurement does not.
+    """
+
+    limit: Annotated[float, msgspec.Meta(ge=0.0)]
+    activations: dict[str, Annotated[float, msgspec.Meta(ge=0.0)]]
+    logits: dict[str, Annotated[float, msgspec.Meta(ge=0.0)]]
+    float32_parts: tuple[Float32Part, ...]
+    unneeded: tuple[Float32Part, ...] = ()
+
+
+@dataclass(frozen=True)
 class KnownAnswer:
     """Inputs of a graph and what its model computes from them, in float32 PyTorch.
 
@@ -67,7 +112,8 @@ class KnownAnswer:
 class GraphSpec:
     """One ONNX graph. ``macs`` counts multiply-adds of one row at the native size (0: not counted).
 
-    ``file`` is standard ONNX; ``fused``, where there is one, computes the same on ONNX Runtime.
+    ``file`` is standard ONNX; ``fused``, where there is one, computes the same on ONNX Runtime, and ``cuda``, where
+    there is one, on its CUDA provider.
     """
 
     file: str
@@ -78,11 +124,13 @@ class GraphSpec:
     macs: Natural = 0
     fused: FusedGraph | None = None
     known_answer: KnownAnswer | None = None
+    # None: exported before there were any; on CUDA the fused form is run.
+    cuda: CudaGraph | None = None
 
     @property
     def files(self) -> tuple[str, ...]:
         """Every ONNX file of this graph."""
-        return (self.file,) if self.fused is None else (self.file, self.fused.file)
+        return (self.file, *(form.file for form in (self.fused, self.cuda) if form is not None))
 
 
 @dataclass(frozen=True)

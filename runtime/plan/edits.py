@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 
 from freeprompt.contract.errors import UsageError
 from freeprompt.contract.manifest import Manifest
-from freeprompt.contract.record_size import record_row_bytes, record_rows
 from freeprompt.runtime.plan import planner, records
 from freeprompt.runtime.plan.limits import Limits
 from freeprompt.runtime.plan.plan import Plan, RecordPass
+from freeprompt.runtime.plan.record_size import record_row_bytes, record_rows
 from freeprompt.runtime.plan.schedule import Schedule
 from freeprompt.runtime.plan.settings import EditSettings
 

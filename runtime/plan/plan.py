@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from freeprompt.contract.graphs import RECORD
 from freeprompt.contract.session import NumpyArray
 
 # What is said of a plan with ``approximate``.
@@ -116,7 +117,7 @@ class Plan:
         """Rows of the step graphs by kind, and of the record graph under "record"."""
         count = Counter(row.kind for step in self.steps for row in step.rows)
         if self.record_rows:
-            count["record"] = self.record_rows
+            count[RECORD] = self.record_rows
         return dict(count)
 
     @property

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from freeprompt.contract.errors import UsageError
 from freeprompt.contract.graphs import RECORD, STEP_RECORDED, STEP_RECORDING
 from freeprompt.contract.manifest import Manifest
-from freeprompt.contract.record_size import RECORD_ROWS
 from freeprompt.runtime.plan.plan import Plan, RecordPass
+from freeprompt.runtime.plan.record_size import RECORD_ROWS
 from freeprompt.runtime.plan.schedule import Schedule
 from freeprompt.runtime.plan.settings import EditSettings
 
@@ -83,7 +83,7 @@ def choose_passes(
         held: passes made before; a prefix of the result.
         levels: that replace maps, in order of use.
         capacity: rows that may be held in all; levels past it are left to a source row in the step.
-        batch: rows of a new pass (``freeprompt.contract.record_size.record_rows``).
+        batch: rows of a new pass (``freeprompt.runtime.plan.record_size.record_rows``).
     """
     have = {level for record in held for level in record.levels}
     free = max(0, capacity - len(have))

@@ -20,11 +20,11 @@ from freeprompt.contract.defaults import GUIDANCE, REAL_FRACTION, STEPS
 from freeprompt.contract.errors import BackendError, UsageError
 from freeprompt.contract.graphs import RECORD, STEP, STEP_RECORDED, STEP_RECORDING
 from freeprompt.contract.manifest import Manifest
-from freeprompt.contract.record_size import record_rows
 from freeprompt.runtime.plan import records
 from freeprompt.runtime.plan.edits import Planner
 from freeprompt.runtime.plan.limits import Limits
 from freeprompt.runtime.plan.plan import Plan
+from freeprompt.runtime.plan.record_size import record_rows
 from freeprompt.runtime.plan.schedule import Schedule
 from freeprompt.runtime.plan.settings import EditSettings, choice_to_layers
 

@@ -1,4 +1,3 @@
 """The fixtures of the engines' tests serve the GPU script's too."""
 
 from tests.engines.conftest import bundle as bundle
-from tests.engines.conftest import rewritten as rewritten

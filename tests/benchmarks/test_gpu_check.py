@@ -185,17 +185,31 @@ def test_engines_of_an_edit_come_first(bundle: Bundle, monkeypatch: pytest.Monke
     assert {("step", (1,)), ("step", (2,)), ("step", (3,)), ("record", (2,)), ("step_recorded", (2,))} <= first
 
 
-def test_graphs_are_prepared_an_item_each(bundle: Bundle, rewritten: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of an edit; what was found of each goes into the results."""
-    from freeprompt.engines.onnxruntime import prepare
-    from tests.engines.onnxruntime.test_prepare import CpuBackend
+def test_engines_of_tensorrt_rtx_are_built_anywhere(folders: tuple[Path, Path]) -> None:
+    pytest.importorskip("tensorrt_rtx_bindings")
+    found = run(folders, "tensorrt-rtx-build")["tensorrt-rtx-build"]
+    assert set(found) == {wanted.label for wanted in engines.wanted_engines(tiny(folders), (1, 2, 3), more=False)}
+    built = [engine for item in found.values() for engine in item["engines"]]
+    assert all(engine["how"] == "built" and engine["warnings"] == [] and engine["parity"] == [] for engine in built)
 
-    monkeypatch.setattr(prepare, "_milliseconds", lambda session, feeds: 1.0)
+
+def tiny(folders: tuple[Path, Path]) -> Bundle:
+    return Bundle.open(folders[0] / "bundle", verify=False)
+
+
+def test_forms_for_cuda_are_checked_an_item_each(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of an edit; what was found of each goes into the results."""
+    from freeprompt.engines.onnxruntime import cuda_check
+    from tests.engines.onnxruntime.cpu_backend import CpuBackend
+
+    monkeypatch.setattr(cuda_check, "_milliseconds", lambda session, feeds: 1.0)
     results: dict[str, Any] = {}
-    engines.prepare_graphs(bundle, CpuBackend(), lambda name, run: results.setdefault(name, run()))
+    engines.check_forms(bundle, CpuBackend(), lambda name, run: results.setdefault(name, run()))
     assert set(results) == set(bundle.manifest.graphs) - {"step_recording"}
     step = results["step"]
-    assert (step["how"], step["refused"]) == ("prepared", None)
+    assert (step["how"], step["refused"]) == ("checked", None)
     assert step["operators"]["GroupNorm"] > 0 and len(step["parity"]) == len(step["timings"]) == 3
-    lines = list(report.prepared_table(json.loads(json.dumps({"cuda-build": results}))))
-    assert any(line.startswith("  step: ") and "GroupNorm" in line and "3 ms, 3 as exported" in line for line in lines)
+    lines = list(report.cuda_form_table(json.loads(json.dumps({"cuda-build": results}))))
+    assert any(
+        line.startswith("  step: ") and "GroupNorm" in line and "3 ms, 3 by the fused form" in line for line in lines
+    )

@@ -199,11 +199,11 @@ def test_inspect_is_a_screenful(tiny_bundle: Path, capsys: Capture) -> None:
 
 
 def test_inspect_counts_what_was_built(copied: Path, capsys: Capture) -> None:
-    for name in ("tensorrt/step-1.engine", "tensorrt/step-1.json", "cuda/step-1.onnx", "cuda/record-1.onnx"):
+    for name in ("tensorrt/step-1.engine", "tensorrt/step-1.json", "cuda/step-1.json", "cuda/record-1.json"):
         path = copied / "engines" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x")
-    assert "1 TensorRT engines, 2 graphs prepared for CUDA" in call(capsys, "inspect", copied).out
+    assert "1 TensorRT engines, 2 forms checked for CUDA" in call(capsys, "inspect", copied).out
 
 
 # Clear the screen, and the one-character form of the sequence's beginning; turn the line round; begin another.
@@ -233,10 +233,8 @@ def test_a_terminal_obeys_nothing_that_a_build_says(
 ) -> None:
     parity = Parity(HOSTILE, 0.0, 0.0)
     monkeypatch.setattr("freeprompt.engines.select.create_backend", lambda name: None)
-    monkeypatch.setattr(
-        "freeprompt.engines.onnxruntime.tensorrt_provider.warm_bundle", lambda *arguments: iter([parity])
-    )
-    outcome = call(capsys, "build", tiny_bundle, "--backend", "ort-tensorrt")
+    monkeypatch.setattr("freeprompt.engines.warm.warm_bundle", lambda *arguments: iter([parity]))
+    outcome = call(capsys, "build", tiny_bundle, "--backend", "ort:tensorrt")
     assert outcome.code == 0, outcome.err
     assert [c for c in outcome.out if not c.isprintable() and c != "\n"] == [] and "\\x1b[2J" in outcome.out
 

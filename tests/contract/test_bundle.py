@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -170,7 +169,8 @@ def parent_of(manifest: Json, path: tuple[Any, ...]) -> Any:
 def test_each_field_missing_or_of_another_type(bundle: Path) -> None:
     original = read_manifest(bundle)
     # Absent they are empty, zero or none; everything else has to be there.
-    optional = {"notes", "macs", "recordable", "fused", "half_precision", "unneeded", "known_answer", "known_answers"}
+    optional = {"notes", "macs", "recordable", "half_precision", "unneeded", "known_answer", "known_answers"}
+    optional |= {"fused", "cuda"}
     paths = [p for p in walk(original) if p[0] not in ("format_version", "manifest_sha256")]
     assert len(paths) > 100
     checked = 0
@@ -195,7 +195,7 @@ def test_each_field_missing_or_of_another_type(bundle: Path) -> None:
                 continue  # any text is a text
             if wrong == -1.5 and name in ("scaling_factor", "parity_threshold"):
                 continue
-            if wrong is None and name in ("fused", "half_precision", "known_answer"):
+            if wrong is None and name in ("fused", "cuda", "half_precision", "known_answer"):
                 continue
             parent[name] = wrong
             with pytest.raises(BundleError, match=r"manifest\.json"):
@@ -223,69 +223,6 @@ def test_numbers_that_are_none(bundle: Path, number: str) -> None:
     assert number in text
     with pytest.raises(BundleError, match=r"manifest\.json cannot be read"):
         manifest_from_json(seal(text))
-
-
-OUTSIDE = ["/etc/passwd", "../x", "a/../../x", "..", ".", "", "a\\b", "C:/x", "step.onnx\0", "//x", "./.."]
-
-
-@pytest.mark.parametrize("path", OUTSIDE)
-def test_paths_outside(bundle: Path, path: str) -> None:
-    def edit(manifest: Json) -> None:
-        manifest["files"].append({"path": path, "bytes": 0, "sha256": "0" * 64})
-
-    edit_manifest(bundle, edit)
-    with pytest.raises(BundleError):
-        Bundle.open(bundle)
-
-
-def test_outside_is_never_read(bundle: Path, tmp_path: Path) -> None:
-    """Right size, right hash, but not in the bundle."""
-    secret = tmp_path / "secret"
-    secret.write_bytes((bundle / "step.onnx").read_bytes())
-
-    def edit(manifest: Json) -> None:
-        for file in manifest["files"]:
-            file["path"] = file["path"].replace("step.onnx", "../secret")
-        manifest["graphs"]["step"]["file"] = "../secret"
-
-    edit_manifest(bundle, edit)
-    with pytest.raises(BundleError, match=r"\.\./secret.*not inside the bundle"):
-        Bundle.open(bundle)
-
-
-def test_link_to_outside(bundle: Path, tmp_path: Path) -> None:
-    outside = tmp_path / "outside.onnx"
-    (bundle / "step.onnx").rename(outside)
-    (bundle / "step.onnx").symlink_to(outside)
-    with pytest.raises(BundleError, match=r"step\.onnx is a link to outside"):
-        Bundle.open(bundle)
-    (bundle / "step.onnx").unlink()
-    (bundle / "inner").symlink_to(outside)
-    (bundle / "step.onnx").symlink_to("inner")
-    with pytest.raises(BundleError, match=r"step\.onnx is a link to outside"):
-        Bundle.open(bundle)
-
-
-def test_link_within_and_to_the_bundle(bundle: Path, tmp_path: Path) -> None:
-    (bundle / "step.onnx").rename(bundle / "blob")
-    (bundle / "step.onnx").symlink_to("blob")
-    Bundle.open(bundle)
-    (tmp_path / "link").symlink_to(bundle)
-    Bundle.open(tmp_path / "link")
-
-
-def test_link_loop(bundle: Path) -> None:
-    (bundle / "step.onnx").unlink()
-    (bundle / "step.onnx").symlink_to("step.onnx")
-    with pytest.raises(BundleError):
-        Bundle.open(bundle)
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_unreadable_file(bundle: Path) -> None:
-    (bundle / "step.onnx").chmod(0)
-    with pytest.raises(BundleError, match="cannot read the bundle"):
-        Bundle.open(bundle)
 
 
 def setting(*path: Any, to: Any) -> Callable[[Json], None]:

@@ -175,8 +175,8 @@ def with_graph(name: str) -> Callable[[Json], Json]:
 
     def change(manifest: Json) -> Json:
         files = [*manifest["files"], {**manifest["files"][0], "path": "other.onnx"}]
-        graphs = {**manifest["graphs"], name: {**manifest["graphs"]["step"], "file": "other.onnx", "fused": None}}
-        return {**manifest, "files": files, "graphs": graphs}
+        like = {**manifest["graphs"]["step"], "file": "other.onnx", "fused": None, "cuda": None}
+        return {**manifest, "files": files, "graphs": {**manifest["graphs"], name: like}}
 
     return change
 

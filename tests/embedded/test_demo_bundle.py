@@ -53,6 +53,8 @@ def test_size_and_parts(editor: Editor) -> None:
     assert manifest.replaced_layers == tuple(range(1, 17)), "at 16x16 latents every layer has at most 1024 tokens"
     assert all(layer.channels // layer.heads % 8 == 0 for layer in manifest.layers), "fused kernels want multiples of 8"
     assert {"step", "step_recorded", "record", "step_recording"} <= manifest.graphs.keys()
+    for name, graph in manifest.graphs.items():
+        assert graph.files == (f"{name}.onnx", f"{name}.fused.onnx", f"{name}.cuda.onnx"), "every form of every graph"
 
 
 def test_diffusers_generates_with_it(pipe: StableDiffusionPipeline) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +10,6 @@ import pytest
 
 from freeprompt.contract.bundle import Bundle
 from freeprompt.engines.cuda.runtime import CudaRuntime
-from freeprompt.engines.onnxruntime.cuda_form import RewrittenGraph, fuse_for_cuda
 from freeprompt.engines.tensorrt.backend import TensorRTBackend
 from freeprompt.engines.tensorrt.bundle_build import BundleBuild, Outcome, build_bundle
 from freeprompt.engines.tensorrt.library import FLAVOURS, Library, Messages
@@ -81,10 +78,3 @@ def bundle(tiny_bundle: Path, tmp_path: Path) -> Bundle:
 @pytest.fixture(params=["10.3.0", "10.16.1.11", "11.4.0.106"])
 def machine(request: pytest.FixtureRequest) -> Machine:
     return Machine.create(request.param)
-
-
-@pytest.fixture(scope="session")
-def rewritten(tiny_bundle: Path) -> Callable[[str], RewrittenGraph]:
-    """Graphs of the small bundle rewritten for CUDA; each takes seconds."""
-    bundle = Bundle.open(tiny_bundle, verify=False)
-    return functools.cache(lambda graph: fuse_for_cuda(bundle.graph_path(graph, True), graph))

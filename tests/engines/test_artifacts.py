@@ -22,8 +22,8 @@ from freeprompt.engines.artifacts.metadata import (
     save_with_metadata,
 )
 from freeprompt.engines.artifacts.signature import Signature
-from freeprompt.engines.onnxruntime.library import tensorrt_options
-from freeprompt.engines.onnxruntime.prepared_store import CudaStore
+from freeprompt.engines.onnxruntime.cuda_notes import CudaNotes
+from freeprompt.engines.onnxruntime.provider import tensorrt_options
 from freeprompt.engines.tensorrt.library import FLAVOURS
 from freeprompt.engines.tensorrt.store import EngineStore
 
@@ -79,7 +79,7 @@ def test_nothing_is_written_through_a_linked_engines_folder(bundle: Bundle, tmp_
     with pytest.raises(OutputError, match="is a link"):
         save_with_metadata(bundle.engines / "tensorrt" / "a.engine", b"engine", b"{}")
     if linked == "engines":
-        with pytest.raises(OutputError, match="is a link"), CudaStore(bundle, "1.32", "").lock("step"):
+        with pytest.raises(OutputError, match="is a link"), CudaNotes(bundle, "1.32", "").lock("step"):
             pytest.fail("the block must not run")
         with pytest.raises(OutputError, match="is a link"):
             tensorrt_options(bundle)

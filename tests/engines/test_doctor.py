@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import onnxruntime
 import pytest
 
 from freeprompt.bench.meter import MeteredBackend, rows_by_graph
@@ -16,8 +17,7 @@ from freeprompt.contract.errors import BackendError, UsageError
 from freeprompt.engines import doctor, footprint, select
 from freeprompt.engines.cuda.runtime import CudaRuntime, DeviceInfo
 from freeprompt.engines.fake import FakeBackend
-from freeprompt.engines.onnxruntime import backend
-from freeprompt.engines.onnxruntime.tensorrt_provider import warm_bundle
+from freeprompt.engines.warm import warm_bundle
 from tests.engines.conftest import SIZE, Machine
 from tests.engines.cuda.fake_cuda import FakeCuda
 from tests.shapes import shapes_of
@@ -53,12 +53,16 @@ def test_build_checks_its_arguments_first(tiny_bundle: Path, arguments: list[str
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["cuda-graph"], "there is no backend 'cuda-graph' any more: use cuda, or tensorrt"),
+        (["ort-tensorrt"], "there is no backend 'ort-tensorrt' any more: it is called ort:tensorrt now"),
+        (["ort:cpu"], "--backend cpu needs no build"),
+        (["ort:openvino,threads"], "expected option=value of ort:openvino, not 'threads'"),
         (["cuda", "--workspace", "2"], "--workspace means nothing to --backend cuda"),
         (["cpu"], "--backend cpu needs no build"),
-        (["auto"], "build takes tensorrt, tensorrt-rtx, cuda or ort-tensorrt"),
+        (["auto"], "build takes tensorrt, tensorrt-rtx, cuda or ort:NAME"),
         (["gpu"], "unknown backend 'gpu'"),
-        (["ort-tensorrt", "--workspace", "2"], "--workspace means nothing to --backend ort-tensorrt"),
-        (["ort-tensorrt", "--optimization-level", "5"], "--optimization-level means nothing"),
+        (["ort:tensorrt", "--workspace", "2"], "--workspace means nothing to --backend ort:tensorrt"),
+        (["ort:tensorrt", "--optimization-level", "5"], "--optimization-level means nothing"),
     ],
 )
 def test_build_says_what_there_is_to_build(tiny_bundle: Path, arguments: list[str], said: str) -> None:
@@ -69,7 +73,7 @@ def test_build_says_what_there_is_to_build(tiny_bundle: Path, arguments: list[st
 
 
 @without_gpu
-@pytest.mark.parametrize("name", ["ort-tensorrt", "cuda"])
+@pytest.mark.parametrize("name", ["ort:tensorrt", "ort:none", "cuda"])
 def test_build_for_a_provider_that_is_not_here(tiny_bundle: Path, name: str) -> None:
     done = run("build", str(tiny_bundle), "--backend", name)
     assert done.returncode == 1
@@ -107,16 +111,18 @@ def test_doctor_as_json() -> None:
     report = json.loads(run("doctor", "--json").stdout)
     assert report["chosen"] == "cpu"
     assert {candidate["name"] for candidate in report["candidates"]} == {"tensorrt", "tensorrt-rtx", "cuda", "cpu"}
-    assert "CPUExecutionProvider" in report["providers"]
+    cpu = report["providers"][0]
+    assert (cpu["backend"], cpu["ep_name"], cpu["origin"]) == ("ort:cpu", "CPUExecutionProvider", "built in")
+    assert (cpu["devices"], cpu["problem"]) == ([], None)
 
 
 def test_unknown_and_missing_backends() -> None:
-    with pytest.raises(UsageError, match="auto, cpu, cuda, ort-tensorrt, tensorrt, tensorrt-rtx"):
+    with pytest.raises(UsageError, match="auto, cpu, cuda, tensorrt, tensorrt-rtx, and ort:NAME"):
         select.create_backend("gpu")
 
 
 @without_gpu
-@pytest.mark.parametrize("name", ["cuda", "ort-tensorrt", "tensorrt"])
+@pytest.mark.parametrize("name", ["cuda", "ort:CUDAExecutionProvider", "ort:tensorrt", "ort:openvino_", "tensorrt"])
 def test_backends_that_are_not_here(name: str) -> None:
     with pytest.raises(BackendError, match="install"):
         select.create_backend(name)
@@ -164,10 +170,10 @@ def test_a_bundle_is_reported_with_its_graphs_and_its_weights(tiny_bundle: Path)
     about = report.bundle
     assert about is not None and about.problem is None
     assert (about.sha256, about.model, about.precision) == (bundle.sha256, bundle.manifest.model, "float32")
-    assert about.forms == dict.fromkeys(bundle.manifest.graphs, "standard and fused")
+    assert about.forms == dict.fromkeys(bundle.manifest.graphs, "standard, fused, cuda")
     text = "\n".join(doctor.report_to_lines(report))
     assert f"{tiny_bundle}: whole, every file has the SHA-256" in text
-    assert "64x64, float32" in text and "step_recording" in text and "(standard and fused)" in text
+    assert "64x64, float32" in text and "step_recording" in text and "(standard, fused, cuda)" in text
     assert "nothing of the bundle was built for a GPU" in text
     assert "memory        weights " in text
 
@@ -177,7 +183,7 @@ def test_weights_are_counted_once_on_disk_and_once_a_session_in_memory(
 ) -> None:
     bundle = Bundle.open(tiny_bundle)
     sizes = {file.path: file.bytes for file in bundle.manifest.files if file.path.endswith(".weights")}
-    monkeypatch.setattr(footprint, "_host_memory", lambda: 10**9)
+    monkeypatch.setattr(footprint, "free_bytes", lambda: 10**9)
     found = footprint.bundle_to_footprint(bundle, on_gpu=False)
     assert found.weights == found.least == sum(sizes.values())
     copies = sum(sizes.values()) + 2 * sizes["unet.weights"]  # step, record and step_recorded
@@ -202,26 +208,8 @@ def test_whether_weights_fit(available: int | None, said: str) -> None:
     assert said in footprint.Footprint(100, 100, 300, available).verdict
 
 
-def test_memory_is_what_the_system_and_the_container_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    memory, limit = tmp_path / "meminfo", tmp_path / "memory.max"
-    monkeypatch.setattr(footprint, "_MEMORY", memory)
-    monkeypatch.setattr(footprint, "_LIMIT", limit)
-    assert footprint._host_memory() is None, "not Linux"
-    memory.write_text("MemTotal:       900 kB\nMemAvailable:   500 kB\n")
-    assert footprint._host_memory() == 500 * 1024
-    limit.write_text("max\n")
-    assert footprint._host_memory() == 500 * 1024
-    limit.write_text("1024\n")
-    assert footprint._host_memory() == 1024
-    memory.write_text("MemAvailable: none\n")
-    assert footprint._host_memory() is None
-
-
 def test_an_onnxruntime_that_is_refused_is_told_and_nothing_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(name: str) -> None:
-        raise BackendError("onnxruntime 1.20.0 is installed, and versions before 1.21.1 fail")
-
-    monkeypatch.setattr(backend, "check_available", refuse)
+    monkeypatch.setattr(onnxruntime, "__version__", "1.20.0")
     monkeypatch.setattr(select, "tensorrt_problem", lambda bundle, name="tensorrt": "no engine")
     monkeypatch.setattr(select, "_cuda_problem", lambda: "no driver")
     report = doctor.examine()

@@ -11,7 +11,7 @@ import pytest
 from freeprompt.contract.errors import BackendError
 from freeprompt.contract.parity import Parity
 from freeprompt.engines.artifacts.signature import Signature
-from freeprompt.engines.onnxruntime.prepared_metadata import CudaTiming, prepared_metadata_from_json
+from freeprompt.engines.onnxruntime.cuda_notes import CudaTiming, note_from_json
 from freeprompt.engines.shapes import Profile
 from freeprompt.engines.tensorrt.metadata import metadata_from_json
 
@@ -29,11 +29,15 @@ FIRST = f"""
 {{"graph":"step","graph_sha256":"ab","tensorrt":"10.3.0","capability":"9.0","precision":"float16",
 "profiles":[{{"dims":{{"rows":[1,1,1]}},"slack":["texts"]}}],"baked":true,"optimization_level":3,"workspace_bytes":null,
 "parity":{PARITY},"parity_threshold":0.02,"seal":"","version":1}}"""
-PREPARED = f"""
-{{"graph":"step","graph_sha256":"ab","onnxruntime":"1.32.0","device":"GPU","operators":{{"GroupNorm":2}},
-"model_sha256":"cd","seconds":1.5,"parity":{PARITY},"parity_threshold":0.02,
-"timings":[{{"shapes":"rows 1","exported_ms":2.0,"prepared_ms":1.5}}],"failure":"",
-"seal":"3540159808d19c88e54d2a0fdf200902f61d0dc8b7cef72336410011eae3c61f","version":1}}"""
+# Of the second version of notes, which the first that describes the bundle's own forms wrote.
+NOTE = f"""
+{{"graph":"step","forms_sha256":"ab","onnxruntime":"1.32.0","device":"GPU","seconds":1.5,
+"parity":{PARITY},"parity_threshold":0.02,"timings":[{{"shapes":"rows 1","fused_ms":2.0,"cuda_ms":1.5}}],"failure":"",
+"seal":"7a50d8805b5b5dd2a5fdebb1806d13d1c721cf0569410c60121dcc823fd5830d","version":2}}"""
+# Of the first, on a graph that was rewritten on the device and lay beside it.
+PREPARED = """
+{"graph":"step","graph_sha256":"ab","onnxruntime":"1.32.0","device":"GPU","operators":{"GroupNorm":2},
+"model_sha256":"cd","timings":[{"shapes":"rows 1","exported_ms":2.0,"prepared_ms":1.5}],"seal":"","version":1}"""
 
 
 @pytest.fixture
@@ -57,15 +61,21 @@ def test_an_engine_of_the_first_version_is_to_be_built_again() -> None:
         metadata_from_json(FIRST.encode())
 
 
-def test_a_prepared_graph_of_the_first_version_is_found_read_and_believed(signature: Signature) -> None:
-    found = prepared_metadata_from_json(PREPARED.encode())
-    assert found.name == "step-2ac435668a308a3d.onnx"
+def test_a_note_on_a_form_for_cuda_is_found_read_and_believed(signature: Signature) -> None:
+    found = note_from_json(NOTE.encode())
+    assert found.name == "step-69b09b74c46c7d34.json"
     assert found.parity == (Parity("rows 1", 0.001, 0.25),) and found.problem is None
     assert found.timings == (CudaTiming("rows 1", 2.0, 1.5),)
     assert signature.holds(found)
 
 
-@pytest.mark.parametrize(("read", "text"), [(metadata_from_json, ENGINE), (prepared_metadata_from_json, PREPARED)])
+def test_a_note_of_the_first_version_is_refused_by_its_version() -> None:
+    """Its other fields say nothing to this one."""
+    with pytest.raises(BackendError, match="its metadata has version 1, this freeprompt reads 2; build it again"):
+        note_from_json(PREPARED.encode())
+
+
+@pytest.mark.parametrize(("read", "text"), [(metadata_from_json, ENGINE), (note_from_json, NOTE)])
 def test_no_difference_is_below_none(read: Callable[[bytes], object], text: str) -> None:
     """A negative one would be within every bound."""
     content = json.loads(text)

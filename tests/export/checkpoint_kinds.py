@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tests.export.checkpoint_damage import cut, no_json, spoil, without_data, zeros
 from tests.export.checkpoint_edits import (
     CLIP,
     TEXT,
@@ -13,7 +14,6 @@ from tests.export.checkpoint_edits import (
     add_tokens,
     also,
     config,
-    cut,
     drop,
     ema,
     emptied,
@@ -26,7 +26,6 @@ from tests.export.checkpoint_edits import (
     lora_beside,
     missing_shard,
     more_embeddings,
-    no_json,
     old_names,
     other_weights,
     own_code,
@@ -38,10 +37,7 @@ from tests.export.checkpoint_edits import (
     sharded,
     single_file,
     single_file_inside,
-    spoil,
     text_inversion,
-    without_data,
-    zeros,
 )
 
 

@@ -18,7 +18,6 @@ from freeprompt.contract.bundle import Bundle
 from freeprompt.contract.errors import UsageError
 from freeprompt.engines.comparison import compare, profile_to_sizes, seeded_inputs
 from freeprompt.engines.onnxruntime.backend import OnnxRuntimeBackend
-from freeprompt.engines.onnxruntime.cuda_form import fuse_for_cuda
 from freeprompt.export.checkpoint.constants import checkpoint_to_latents, checkpoint_to_text
 from freeprompt.export.checkpoint.load import Checkpoint, load_checkpoint, quiet
 from freeprompt.export.checkpoint.scheduler import config_to_scheduler
@@ -218,11 +217,11 @@ def test_the_export_holds_what_was_measured(overflowing_bundle: Path, capsys: py
 
 def test_gelu_is_fused_in_half_precision_too(overflowing_bundle: Path) -> None:
     """The root of 2 that it divides by is another number there."""
-    manifest = Bundle.open(overflowing_bundle).manifest
+    bundle = Bundle.open(overflowing_bundle)
     for graph in ("step", "record"):
         standard, fused = (
-            [node.op_type for node in onnx.load(overflowing_bundle / name, load_external_data=False).graph.node]
-            for name in manifest.graph(graph).files
+            [node.op_type for node in onnx.load(bundle.graph_path(graph, form), load_external_data=False).graph.node]
+            for form in (False, True)
         )
         assert fused.count("Gelu") == standard.count("Erf") > 0 == fused.count("Erf")
 
@@ -308,15 +307,14 @@ def test_names_that_nothing_has_are_told_before_anything_is_traced(checkpoint: C
 
 
 @pytest.mark.parametrize("graph", ["step", "record", "vae_decoder"])
-def test_half_precision_is_rewritten_for_cuda(overflowing_bundle: Path, graph: str) -> None:
-    """With float32 parts in between. Spelled out in standard operators, on the CPU, against the exported form.
+def test_half_precision_has_the_form_for_cuda(overflowing_bundle: Path, graph: str) -> None:
+    """With float32 parts in between. Spelled out in standard operators, on the CPU, against the fused form.
 
     Bound: that of engines; it was 1e-5 for step and decoder, 4e-3 for recorded hidden states (largest differences are a
     rounding of numbers near 300).
     """
     bundle = Bundle.open(overflowing_bundle, verify=False)
-    rewritten = fuse_for_cuda(bundle.graph_path(graph, fused=True), graph)
-    session = OnnxRuntimeBackend("cpu", 1).open_model(bundle, graph, to_standard(rewritten.model))
+    session = OnnxRuntimeBackend("cpu", 1).open_model(bundle, graph, to_standard(bundle.read(bundle.cuda_name(graph))))
     (profile, *_) = shapes_of(bundle.manifest, (64, 64), rows="2").profiles(graph)
     sizes = profile_to_sizes(profile)
     inputs = seeded_inputs(bundle.manifest, graph, sizes)

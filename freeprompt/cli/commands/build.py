@@ -11,6 +11,7 @@ from freeprompt.contract.text import escaped
 
 if TYPE_CHECKING:
     from freeprompt.contract.bundle import Bundle
+    from freeprompt.engines.backend_name import ProviderSpec
     from freeprompt.engines.shapes import Shapes
     from freeprompt.engines.tensorrt.bundle_build import Outcome
 
@@ -25,20 +26,21 @@ compute capability 8.0, 8.6, 8.9, 12.0 and later, or on those of --for. Where on
 kernels are compiled and kept beside it, and it is compared with ONNX Runtime on the CPU. With -o they
 are built in a copy of BUNDLE, to be shipped; whoever receives it adopts the engines with --trust.
 
-With --backend ort-tensorrt the engines are those of ONNX Runtime's TensorRT provider, which builds
-them when a shape first runs: this runs and checks every shape once, so that an edit need not wait.
+With --backend ort:NAME every graph is run once at every shape on that execution provider of ONNX
+Runtime and compared with the CPU, so that an edit need not wait for what the provider compiles and
+keeps: ort:tensorrt keeps its engines in BUNDLE, others where their own options say, or nothing.
 
-With --backend cuda the graphs are rewritten for ONNX Runtime's CUDA provider (fused group norms and
-convolutions with channels last; needs the packages onnx and sympy). Each is compared with ONNX Runtime
-on the CPU and timed against the graph as exported, and --backend cuda runs it from then
-on if it is right and not slower."""
+With --backend cuda nothing is built: each graph's form for ONNX Runtime's CUDA provider (fused group
+norms and convolutions with channels last), which the export has written, is compared with ONNX Runtime
+on the CPU and timed against the fused form. If it is right and not slower that is noted in BUNDLE, and
+--backend cuda runs it from then on."""
 
 # Backends that have nothing to build, and why.
 NOTHING_TO_BUILD = {
     "cpu": "runs the graphs as they were exported",
 }
 TENSORRT = ("tensorrt", "tensorrt-rtx")
-BUILDABLE = "tensorrt, tensorrt-rtx, cuda or ort-tensorrt"
+BUILDABLE = "tensorrt, tensorrt-rtx, cuda or ort:NAME"
 # Options that only some backends take, by their names in the parsed arguments.
 TENSORRT_ONLY = {
     "range": "--dynamic",
@@ -61,9 +63,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", help="the bundle's folder, or demo")
     parser.add_argument(
         "--backend",
+        type=options.backend_name,
         default="tensorrt",
         metavar="B",
-        help=f"what to build for: {BUILDABLE} (default: tensorrt); the others have nothing to build",
+        help=f"what to build for: {BUILDABLE} (default: tensorrt); the CPU has nothing to build",
     )
     parser.add_argument(
         "--for",
@@ -151,20 +154,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
-    _check_backend(arguments)
+    spec = _check_backend(arguments)
     bundle = options.open_bundle(arguments.bundle)
     shapes = _shapes(bundle, arguments)
     for graph in arguments.graph or ():
         bundle.manifest.graph(graph)
         shapes.profiles(graph)
     stages = Stages(arguments.quiet)
-    if arguments.backend == "ort-tensorrt":
+    if spec is not None and str(spec) != "cuda":
         _warm_provider(_copied(bundle, arguments), shapes, arguments, stages)
         return
-    if arguments.backend == "cuda":
-        from freeprompt.cli.cuda_build import prepare
+    if spec is not None:
+        from freeprompt.cli.cuda_build import check_forms
 
-        prepare(_copied(bundle, arguments), shapes, tuple(arguments.graph or ()), stages, arguments.quiet)
+        check_forms(_copied(bundle, arguments), shapes, tuple(arguments.graph or ()), stages, arguments.quiet)
         return
     _build_tensorrt(bundle, shapes, arguments, stages)
 
@@ -211,16 +214,19 @@ def _copied(bundle: Bundle, arguments: argparse.Namespace) -> Bundle:
     return bundle if arguments.output is None else copy_bundle(bundle, Path(arguments.output))
 
 
-def _check_backend(arguments: argparse.Namespace) -> None:
-    """Raises UsageError for a backend that has nothing to build, or an option that means nothing to it."""
-    from freeprompt.contract.errors import UsageError
-    from freeprompt.engines.select import BACKENDS
+def _check_backend(arguments: argparse.Namespace) -> ProviderSpec | None:
+    """The provider of ONNX Runtime to build for; None: TensorRT or TensorRT-RTX.
 
-    name = arguments.backend
+    Raises:
+        UsageError: a backend that has nothing to build, or an option that means nothing to it.
+    """
+    from freeprompt.contract.errors import UsageError
+    from freeprompt.engines.backend_name import parse_backend
+
+    spec = parse_backend(arguments.backend)
+    name = arguments.backend if spec is None else str(spec)
     if name in NOTHING_TO_BUILD:
         raise UsageError(f"--backend {name} needs no build: it {NOTHING_TO_BUILD[name]}. Build for {BUILDABLE}")
-    if name not in BACKENDS:
-        raise UsageError(f"unknown backend {name!r}; build takes {BUILDABLE}")
     if name == "auto":
         raise UsageError(f"--backend auto is a choice among backends; build takes {BUILDABLE}")
     defaults = argparse.ArgumentParser()
@@ -229,11 +235,12 @@ def _check_backend(arguments: argparse.Namespace) -> None:
     for option, flag in unknown.items():
         if getattr(arguments, option) != defaults.get_default(option):
             raise UsageError(f"{flag} means nothing to --backend {name}; leave it out")
+    return spec
 
 
 def _warm_provider(bundle: Bundle, shapes: Shapes, arguments: argparse.Namespace, stages: Stages) -> None:
-    from freeprompt.engines.onnxruntime.tensorrt_provider import warm_bundle
     from freeprompt.engines.select import create_backend
+    from freeprompt.engines.warm import warm_bundle
 
     backend = create_backend(arguments.backend)
     with stages.stage("build"):

@@ -9,10 +9,11 @@ from freeprompt.cli.json_text import value_to_json
 from freeprompt.contract.text import escaped
 
 DESCRIPTION = """\
-Say which backends can be used here: installed packages, GPU and driver, what --backend auto takes
-and why not the others. Of BUNDLE: whether it is whole (every file is read), what it is, which
-TensorRT engines and prepared CUDA graphs of it fit this machine, and what memory its weights take.
-Changes nothing. The exit code is 1 if BUNDLE cannot be used."""
+Say which backends can be used here: installed packages, ONNX Runtime's execution providers and
+plug-ins with their devices, GPU and driver, what --backend auto takes and why not the others. Of
+BUNDLE: whether it is whole (every file is read), what it is, which TensorRT engines and forms for
+CUDA of it fit this machine, and what memory its weights take. Changes nothing. The exit code is 1 if
+BUNDLE cannot be used."""
 
 
 def register(subparsers: options.Subparsers) -> None:

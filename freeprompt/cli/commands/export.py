@@ -15,7 +15,7 @@ safetensors) as a bundle: ONNX graphs, tokenizer and manifest in one folder. Eve
 compared with PyTorch; where one does not agree, nothing is written. Needs the extra "export":
 pip install 'freeprompt[export]'."""
 # What the extra brings; any other module that is missing is a fault of freeprompt.
-_EXTRA = {"torch", "diffusers", "transformers", "huggingface_hub", "onnx", "onnx_ir", "onnxscript"}
+_EXTRA = {"torch", "diffusers", "transformers", "huggingface_hub", "onnx", "onnx_ir", "onnxscript", "sympy"}
 
 
 def register(subparsers: options.Subparsers) -> None:

@@ -80,6 +80,7 @@ def summary_lines(bundle: Bundle) -> Iterator[str]:
         "(--replace-layers)",
         "graphs": ", ".join(manifest.graphs),
         "fused": _fused(manifest),
+        "cuda": _cuda(manifest),
         "agreement": _agreement(manifest),
         **({"half": _half(manifest)} if manifest.half_precision is not None else {}),
         "built": _built(bundle),
@@ -118,11 +119,22 @@ def _ranges(numbers: Sequence[int]) -> str:
 
 def _fused(manifest: Manifest) -> str:
     """How much of the U-Net has the form for ONNX Runtime."""
-    step = manifest.graphs.get("step")
+    from freeprompt.contract.graphs import STEP
+
+    step = manifest.graphs.get(STEP)
     if step is None or step.fused is None:
         return "nothing: the step graph has the standard form only"
     operators = ", ".join(f"{count} {name}" for name, count in step.fused.operators.items()) or "nothing"
     return f"{operators} in the step graph, for ONNX Runtime; the standard form is there too"
+
+
+def _cuda(manifest: Manifest) -> str:
+    """Whether the U-Net has the form for ONNX Runtime's CUDA provider."""
+    step = manifest.graphs.get("step")
+    if step is None or step.cuda is None:
+        return "no forms of its own: it was exported before there were any"
+    operators = ", ".join(f"{count} {name}" for name, count in step.cuda.operators.items()) or "nothing"
+    return f"{operators} in the step graph, where freeprompt build --backend cuda finds it right and not slower"
 
 
 def _agreement(manifest: Manifest) -> str:
@@ -155,7 +167,7 @@ def _half(manifest: Manifest) -> str:
 
 def _built(bundle: Bundle) -> str:
     """Engines in the bundle; whether they fit this machine is another question."""
-    from freeprompt.engines.onnxruntime import prepared_store
+    from freeprompt.engines.onnxruntime import cuda_notes
     from freeprompt.engines.tensorrt.library import FLAVOURS
     from freeprompt.engines.tensorrt.store import PATTERN
 
@@ -163,7 +175,7 @@ def _built(bundle: Bundle) -> str:
         f"{flavour.title} engines": len(list((bundle.engines / name).glob(PATTERN)))
         for name, flavour in FLAVOURS.items()
     }
-    counts["graphs prepared for CUDA"] = len(list((bundle.engines / prepared_store.FOLDER).glob("*.onnx")))
+    counts["forms checked for CUDA"] = len(list((bundle.engines / cuda_notes.FOLDER).glob("*.json")))
     found = [f"{count} {what}" for what, count in counts.items() if count]
     if not found:
         return "no engines; the graphs run as they are"
@@ -225,6 +237,9 @@ def _graph_lines(manifest: Manifest) -> Iterator[str]:
             operators = ", ".join(f"{count} {name}" for name, count in graph.fused.operators.items())
             yield f"  for ONNX Runtime: {graph.fused.file} ({operators or 'nothing to fuse'})"
             yield from _parity_lines(graph.fused.parity, graph.parity_threshold)
+        if graph.cuda is not None:
+            operators = ", ".join(f"{count} {name}" for name, count in graph.cuda.operators.items())
+            yield f"  for ONNX Runtime on CUDA: {graph.cuda.file} ({operators or 'nothing to fuse'})"
         yield ""
 
 

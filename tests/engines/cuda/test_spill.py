@@ -12,7 +12,6 @@ import pytest
 
 from freeprompt import Editor, Inversion
 from freeprompt.contract.bundle import Bundle
-from freeprompt.contract.record_size import RECORD_ROWS
 from freeprompt.contract.session import HostArray
 from freeprompt.editor import Progress
 from freeprompt.engines.cuda.memory import DevicePool, round_up
@@ -23,6 +22,7 @@ from freeprompt.engines.tensorrt.backend import TensorRTBackend
 from freeprompt.runtime.execute import StepResult
 from freeprompt.runtime.pipeline import Limits
 from freeprompt.runtime.plan.plan import Plan, RecordPass
+from freeprompt.runtime.plan.record_size import RECORD_ROWS
 from freeprompt.runtime.plan.schedule import Schedule
 from freeprompt.runtime.plan.settings import EditSettings
 from freeprompt.runtime.source import recording
@@ -32,7 +32,7 @@ from tests.engines.cuda.fake_cuda import FakeCuda
 
 STEPS = 10
 PROMPT = "a red cat"
-ROW = 4 * (3 * 256 * 16 + 64 * 32)  # recorded by the tiny model: tests/runtime/test_recording.py
+ROW = 4 * (3 * 256 * 16 + 64 * 32)  # recorded by the tiny model: tests/runtime/source/test_recording.py
 PASS = RECORD_ROWS * ROW
 COPIES = MAIN + 1  # the copy stream
 

@@ -6,10 +6,12 @@ Written from the operators' documentation (ContribOperators.md): what a rewritte
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 FIRST, LAST = [0, 3, 1, 2], [0, 2, 3, 1]
@@ -108,6 +110,15 @@ def to_standard(model: bytes) -> bytes:
     del proto.graph.value_info[:]
     result: bytes = proto.SerializeToString()
     return result
+
+
+def open_on_cpu(model: bytes, folder: Path) -> Any:
+    """A session of the graph with every CUDA operator spelled out; ``folder`` is that of its weights."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.resolve()))
+    return ort.InferenceSession(to_standard(model), options, providers=["CPUExecutionProvider"])
 
 
 def _expand(proto: Any, constants: list[TensorProto]) -> Iterator[NodeProto]:

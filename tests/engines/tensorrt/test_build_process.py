@@ -114,7 +114,7 @@ def test_targets_that_cannot_be(
 
 
 def test_options_of_tensorrt_rtx_alone(tiny_bundle: Path, capsys: Capture) -> None:
-    for backend in ("tensorrt", "cuda", "ort-tensorrt"):
+    for backend in ("tensorrt", "cuda", "ort:tensorrt"):
         outcome = call(capsys, "build", tiny_bundle, "--backend", backend, "--for", "sm86")
         assert_fails(outcome, 2, f"--for means nothing to --backend {backend}")
 

@@ -45,6 +45,8 @@ def test_every_graph_is_built_and_nothing_is_warned_of(built: tuple[Bundle, list
         assert metadata.warnings == ()
         assert metadata.build_seconds > 0 and metadata.peak_memory_bytes > 1 << 20
         assert metadata.parity == () and metadata.device == ""
+    peaks = {outcome.metadata.graph: outcome.metadata.peak_memory_bytes for outcome in outcomes}
+    assert peaks["text_encoder"] < peaks["step"], "of the process that built it, and not of the one that asked"
     assert {path.suffix for path in outcomes[0].path.parent.iterdir()} <= {".engine", ".json", ".lock", ""}
 
 

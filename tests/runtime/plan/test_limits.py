@@ -19,12 +19,12 @@ from freeprompt import Editor, Inversion
 from freeprompt.bench.meter import MeteredBackend, rows_by_graph
 from freeprompt.contract.bundle import Bundle
 from freeprompt.contract.errors import FreePromptError, LimitError, PromptTruncatedWarning, UsageError
-from freeprompt.contract.record_size import record_row_bytes
 from freeprompt.contract.session import NumpyArray
 from freeprompt.engines.fake import FakeBackend
 from freeprompt.engines.onnxruntime.backend import OnnxRuntimeBackend
 from freeprompt.runtime.plan.limits import Deadline, Limits
-from tests.runtime.test_threads import answer
+from freeprompt.runtime.plan.record_size import record_row_bytes
+from tests.runtime.test_turns import answer
 
 STEPS = 5
 PICTURE = np.random.default_rng(5).integers(0, 256, (64, 64, 3)).astype(np.uint8)
@@ -242,7 +242,7 @@ def test_the_budget_holds_whatever_is_asked(tiny_bundle: Path, meter: MeteredBac
         for n in rng.integers(0, 3, 8):
             got = editor.edit_latents(sources[n], "a cat", record="exact")
             assert sum(source.record_bytes for source in sources) <= rows * row
-            # Batches of another size sum in another order: tests/runtime/test_recording.py.
+            # Batches of another size sum in another order: tests/runtime/source/test_recording.py.
             assert np.linalg.norm(got - want[n]) / np.linalg.norm(want[n]) < 3e-5
 
 

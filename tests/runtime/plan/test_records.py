@@ -24,7 +24,7 @@ from freeprompt.runtime.plan.settings import EditSettings
 from tests.cli.runner import call
 
 PICTURE = np.zeros((64, 64, 3), np.uint8)
-ROW = 4 * (3 * 256 * 16 + 64 * 32)  # bytes recorded by the tiny model: tests/runtime/test_recording.py
+ROW = 4 * (3 * 256 * 16 + 64 * 32)  # bytes recorded by the tiny model: tests/runtime/source/test_recording.py
 SETTINGS = EditSettings(7.5, 0.8, "", (1, 2))
 
 

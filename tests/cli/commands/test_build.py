@@ -34,12 +34,12 @@ class Built:
 def built(monkeypatch: pytest.MonkeyPatch) -> Built:
     built = Built()
     monkeypatch.setattr("freeprompt.engines.select.create_backend", lambda name: None)
-    monkeypatch.setattr("freeprompt.engines.onnxruntime.tensorrt_provider.warm_bundle", built)
+    monkeypatch.setattr("freeprompt.engines.warm.warm_bundle", built)
     return built
 
 
 def build(capsys: Capture, bundle: Path, *options: object) -> Outcome:
-    return call(capsys, "build", bundle, "--backend", "ort-tensorrt", "-q", *options)
+    return call(capsys, "build", bundle, "--backend", "ort:tensorrt", "-q", *options)
 
 
 @pytest.mark.parametrize(

@@ -1,131 +1,23 @@
-"""A graph rewritten for ONNX Runtime's CUDA provider, with kernels that only that provider has.
+"""What ONNX Runtime's optimizer is prepared for, and what it does not do, on the way to a graph's form for CUDA.
 
-ONNX Runtime's transformer optimizer (``onnxruntime.transformers``) does most of it: group norms with their SiLU and the
-addition before them, layer norms with theirs. What it does not see in these graphs is prepared for it or done here:
-group norms are put into the one form that it knows, the gated linear unit is fused, and convolutions read images with
-channels last without a second copy of their weights on disk: the file is some hundred kilobytes and refers to the
-bundle's weights, which ONNX Runtime turns round once while it loads.
-
-Needs the packages onnx and sympy, which nothing else at run time does.
+Each works on an ``onnx.ModelProto`` in place. None reads a large weight: a graph names those of its bundle.
 """
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import io
 from collections import Counter
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from freeprompt.contract.errors import BackendError
-from freeprompt.contract.graphs import TEXT_ENCODER, VAE_DECODER, VAE_ENCODER
+from onnx import helper, numpy_helper
 
 DOMAIN = "com.microsoft"
-# Without sympy the optimizer does less and does not say so.
-PACKAGES = ("onnx", "sympy", "onnxruntime.transformers.optimizer")
-# Its own names of the models that it knows, by our names of graphs; every other graph is cut from the U-Net.
-_MODEL_TYPES = {TEXT_ENCODER: "clip", VAE_ENCODER: "vae", VAE_DECODER: "vae"}
-# Above it weights stay where they are: rewriting needs biases, scales and shapes only.
-_SMALL_BYTES = 1 << 16
 # The widths that the CUDA kernel of BiasSplitGelu is compiled for.
 GATED_WIDTHS = (2560, 5120, 10240)
 _TO_CHANNELS_LAST, _TO_CHANNELS_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 
 
-@dataclass(frozen=True)
-class RewrittenGraph:
-    """A rewritten graph.
-
-    Attributes:
-        model: the ONNX file; external data is named relative to the bundle's folder.
-        operators: how many nodes there are of each operator that the standard does not have.
-    """
-
-    model: bytes
-    operators: dict[str, int]
-
-
-def fuse_for_cuda(path: Path, graph: str) -> RewrittenGraph:
-    """Rewrite the ONNX file of a graph.
-
-    Args:
-        path: of the form for ONNX Runtime, in which attention is fused already; its weights lie beside it.
-        graph: its name.
-
-    Raises:
-        BackendError: a package is missing, or the optimizer cannot do it.
-    """
-    check_packages()
-    import onnx
-    from onnxruntime.transformers.fusion_options import FusionOptions
-    from onnxruntime.transformers.optimizer import optimize_by_fusion
-
-    kind = _MODEL_TYPES.get(graph, "unet")
-    options = FusionOptions(kind)
-    # Attention is fused (export/graph/fused_form.py), and looking for it again would find none.
-    options.enable_attention = False
-    # Done below, since the optimizer's own way copies the weights.
-    options.enable_nhwc_conv = False
-    try:
-        model = onnx.load(path, load_external_data=False)
-        _load_small(model, path.parent)
-        group_norms = _prepare_group_norms(model)
-        _fuse_gated(model)
-        model.producer_name = "pytorch"  # what the optimizer wants to read before it works without complaint
-        # It writes progress and hints to the terminal.
-        with contextlib.redirect_stderr(io.StringIO()):
-            optimizer = optimize_by_fusion(model, kind, optimization_options=options)
-            _to_channels_last(optimizer.model)
-            if kind != "clip":
-                optimizer.merge_adjacent_transpose()
-                optimizer.postprocess()
-            optimizer.topological_sort()
-        result = optimizer.model
-        result.producer_name = "freeprompt"
-        data = result.SerializeToString()
-    except OSError as error:
-        raise BackendError(f"graph {graph} cannot be read: {error}") from error
-    except Exception as error:  # the optimizer raises whatever its rules meet
-        raise BackendError(f"ONNX Runtime's optimizer cannot prepare graph {graph} for CUDA: {error!r}") from error
-    count = Counter(node.op_type for node in result.graph.node if node.domain == DOMAIN)
-    fused = count["GroupNorm"] + count["SkipGroupNorm"]
-    if fused != group_norms:
-        # One that is left would scale half precision images by float32 numbers: not a graph that can be run.
-        raise BackendError(
-            f"ONNX Runtime's optimizer fused {fused} of {group_norms} group norms of graph {graph}; "
-            "prepare it with another version of onnxruntime"
-        )
-    return RewrittenGraph(data, dict(sorted(count.items())))
-
-
-def check_packages() -> None:
-    """Raises BackendError if what rewriting needs is not installed."""
-    try:
-        for package in PACKAGES:
-            importlib.import_module(package)
-    except ImportError as error:
-        raise BackendError(
-            f"graphs cannot be prepared for CUDA: {error.name or 'a package'} cannot be imported ({error}); "
-            "pip install onnx sympy"
-        ) from error
-
-
-def _load_small(model: Any, folder: Path) -> None:
-    """Read into the model what the rules look at."""
-    from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_tensor, uses_external_data
-
-    for tensor in model.graph.initializer:
-        if uses_external_data(tensor) and (ExternalDataInfo(tensor).length or 0) <= _SMALL_BYTES:
-            load_external_data_for_tensor(tensor, str(folder))
-            tensor.ClearField("external_data")
-            tensor.data_location = tensor.DEFAULT
-
-
-def _prepare_group_norms(model: Any) -> int:
+def prepare_group_norms(model: Any) -> int:
     """Write group norms as the optimizer knows them.
 
     In these graphs one is Reshape, InstanceNormalization, Reshape to what some tensor of that shape has, and a
@@ -134,9 +26,10 @@ def _prepare_group_norms(model: Any) -> int:
 
     Returns:
         how many there are.
-    """
-    from onnx import helper, numpy_helper
 
+    Raises:
+        ValueError: a BatchNormalization that ends none.
+    """
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     producers = {output: node for node in model.graph.node for output in node.output}
     nodes: list[Any] = []
@@ -150,7 +43,7 @@ def _prepare_group_norms(model: Any) -> int:
         normalised = producers[back.input[0]]
         flat = producers[normalised.input[0]]
         if (back.op_type, normalised.op_type, flat.op_type) != ("Reshape", "InstanceNormalization", "Reshape"):
-            raise BackendError(f"{node.name or node.output[0]} is not the end of a group norm")
+            raise ValueError(f"{node.name or node.output[0]} is not the end of a group norm")
         name = node.output[0]
         nodes.insert(
             next(place for place, earlier in enumerate(nodes) if earlier is back),
@@ -168,10 +61,8 @@ def _prepare_group_norms(model: Any) -> int:
     return count
 
 
-def _fuse_gated(model: Any, widths: tuple[int, ...] = GATED_WIDTHS) -> None:
+def fuse_gated(model: Any, widths: tuple[int, ...] = GATED_WIDTHS) -> None:
     """Add(bias), Split in two, Gelu of the second half, product: one ``BiasSplitGelu``."""
-    from onnx import helper
-
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     producers = {output: node for node in model.graph.node for output in node.output}
     uses = Counter(name for node in model.graph.node for name in node.input)
@@ -201,14 +92,12 @@ def _fuse_gated(model: Any, widths: tuple[int, ...] = GATED_WIDTHS) -> None:
     _replace_nodes(model, [fused.get(id(node), node) for node in model.graph.node if id(node) not in gone])
 
 
-def _to_channels_last(model: Any) -> None:
+def to_channels_last(model: Any) -> None:
     """Convolutions and what lies between them on images with channels last, each between two transpositions.
 
     Those that meet vanish: here where they are neighbours, and in ONNX Runtime, which moves them through additions and
     concatenations while it loads. On Stable Diffusion 1.5's step two of 200 are left, where latents come and go.
     """
-    from onnx import helper, numpy_helper
-
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
 
     def constant(name: str, values: Any) -> str:
@@ -253,8 +142,6 @@ def _rank(tensor: Any) -> int:
 
 def _small(constants: dict[str, Any], node: Any, number: int) -> Any:
     """Values of an input that is a small constant, else None."""
-    from onnx import numpy_helper
-
     name = node.input[number] if len(node.input) > number else ""
     tensor = constants.get(name)
     return None if tensor is None or tensor.external_data else numpy_helper.to_array(tensor)

@@ -13,10 +13,10 @@ from freeprompt import Editor, Inversion
 from freeprompt.bench.meter import MeteredBackend, rows_by_graph
 from freeprompt.contract.errors import InversionError, UsageError
 from freeprompt.contract.manifest import LayerSpec, Manifest
-from freeprompt.contract.record_size import RECORD_PASS_BYTES, RECORD_ROWS, record_row_bytes, record_rows
 from freeprompt.engines.select import create_backend
 from freeprompt.runtime.pipeline import Limits
 from freeprompt.runtime.plan import records
+from freeprompt.runtime.plan.record_size import RECORD_PASS_BYTES, RECORD_ROWS, record_row_bytes, record_rows
 from freeprompt.runtime.plan.shapes import Batch, batches_to_sizes, usual_sizes
 from freeprompt.runtime.source import recording
 

@@ -23,7 +23,7 @@ from PIL import EpsImagePlugin, Image, PngImagePlugin, XpmImagePlugin
 from freeprompt.contract.errors import ImageError
 from freeprompt.runtime.inputs import image_file as module
 from freeprompt.runtime.inputs.image import open_image
-from tests.runtime.test_image_fuzz import chunks_to_png, png_chunks
+from tests.runtime.inputs.test_image_fuzz import chunks_to_png, png_chunks
 
 PICTURE = Image.fromarray(np.random.default_rng(3).integers(0, 256, (8, 12, 3)).astype(np.uint8))
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n%%EndComments\nshowpage\n"
