@@ -5,10 +5,10 @@
                                                                        what a CPU can do, tiny
 
 Parts, in order: export, references, machine, torch-eager, torch-compile, literal, ort-cpu (dry run only), cuda-build,
-ort-cuda, ort-cuda-fused, ort-tensorrt, tensorrt-build, tensorrt-build-more, tensorrt, tensorrt-no-graph, profile,
-report. What each measures is in benchmarks/gpu/README.md.
+ort-cuda, ort-cuda-fused, ort-tensorrt, tensorrt-build, tensorrt-build-more, tensorrt, tensorrt-no-graph,
+tensorrt-rtx-build, tensorrt-rtx, profile, report. What each measures is in benchmarks/gpu/README.md.
 
-This file and what the TensorRT parts import run under Python 3.9 without PyTorch.
+This file and what the TensorRT parts import run without PyTorch.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ PARTS: dict[str, Callable[[Check], None]] = {
     "tensorrt-build-more": Check.tensorrt_build_more,
     "tensorrt": Check.tensorrt,
     "tensorrt-no-graph": Check.tensorrt_no_graph,
+    "tensorrt-rtx-build": Check.tensorrt_rtx_build,
+    "tensorrt-rtx": Check.tensorrt_rtx,
     "profile": Check.profile,
     "report": Check.report,
 }
@@ -47,6 +49,7 @@ DRY_PARTS = (
     "torch-eager",
     "literal",
     "ort-cpu",
+    "tensorrt-rtx-build",
     "profile",
     "report",
 )

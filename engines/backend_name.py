@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from freeprompt.contract.errors import UsageError
 
-BACKENDS = ("auto", "cpu", "cuda", "tensorrt")
+BACKENDS = ("auto", "cpu", "cuda", "tensorrt", "tensorrt-rtx")
 PREFIX = "ort:"
 # Short names that stand for a provider.
 _SHORT = ("cpu", "cuda")

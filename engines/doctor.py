@@ -16,7 +16,8 @@ from freeprompt.engines.cuda.runtime import CudaRuntime, DeviceInfo
 from freeprompt.engines.onnxruntime.cuda_notes import CudaNotes
 from freeprompt.engines.provider_report import ProviderReport, provider_reports, providers_to_lines
 from freeprompt.engines.select import Candidate, candidates
-from freeprompt.engines.tensorrt.library import import_tensorrt
+from freeprompt.engines.tensorrt.library import FLAVOURS, load_library
+from freeprompt.engines.tensorrt.parity import Checked
 from freeprompt.engines.tensorrt.store import EngineStore, Machine
 
 # Packages that decide which backends there are, with the names they are installed under.
@@ -24,24 +25,31 @@ PACKAGES = (
     "numpy",
     "onnxruntime",
     "onnxruntime-gpu",
-    "cuda-python",
+    "cuda-core",
     "cuda-bindings",
     "tensorrt",
     "tensorrt-cu12",
     "tensorrt-cu13",
+    "tensorrt-rtx-cu12-bindings",
+    "tensorrt-rtx-cu13-bindings",
+    "polygraphy",
     "torch",
 )
 
 
 @dataclass(frozen=True)
 class EngineReport:
-    """One engine of the bundle; ``refused`` is None where it may be used."""
+    """One engine of the bundle; ``refused`` is None where it may be used.
+
+    ``unchecked`` says that it has not shown on this machine that it computes right; "": it has.
+    """
 
     file: str
     graph: str
     shapes: tuple[str, ...]
     fused_attention: str
     refused: str | None
+    unchecked: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,8 @@ class Report:
     gpu_problem: str | None
     tensorrt: str | None
     tensorrt_problem: str | None
+    tensorrt_rtx: str | None
+    tensorrt_rtx_problem: str | None
     chosen: str
     candidates: tuple[Candidate, ...]
     onnxruntime: str = ""
@@ -96,10 +106,12 @@ def examine(bundle: Bundle | None = None, damaged: BundleReport | None = None) -
     """
     packages = _packages()
     gpu, gpu_problem = _gpu()
-    tensorrt, tensorrt_problem = _tensorrt()
+    tensorrt, tensorrt_problem = _tensorrt("tensorrt")
+    rtx, rtx_problem = _tensorrt("tensorrt-rtx")
     considered = tuple(candidates(bundle))
     chosen = next((c.name for c in considered if c.problem is None), "")
-    engines = () if bundle is None else _engines(bundle, tensorrt, gpu)
+    versions = {"tensorrt": tensorrt, "tensorrt-rtx": rtx}
+    engines = () if bundle is None else tuple(_engines(bundle, versions, gpu))
     cuda_forms = () if bundle is None else _cuda_forms(bundle, gpu)
     return Report(
         python=f"{platform.python_version()} ({sys.executable})",
@@ -110,6 +122,8 @@ def examine(bundle: Bundle | None = None, damaged: BundleReport | None = None) -
         gpu_problem=gpu_problem,
         tensorrt=tensorrt,
         tensorrt_problem=tensorrt_problem,
+        tensorrt_rtx=rtx,
+        tensorrt_rtx_problem=rtx_problem,
         chosen=chosen,
         candidates=considered,
         onnxruntime=_onnxruntime_version(),
@@ -139,6 +153,7 @@ def report_to_lines(report: Report) -> Iterator[str]:
     else:
         yield f"gpu           none: {report.gpu_problem}"
     yield f"tensorrt      {report.tensorrt or f'none: {report.tensorrt_problem}'}"
+    yield f"tensorrt-rtx  {report.tensorrt_rtx or f'none: {report.tensorrt_rtx_problem}'}"
     if report.bundle is not None:
         yield ""
         yield from bundle_to_lines(report.bundle, report.chosen)
@@ -159,6 +174,8 @@ def report_to_lines(report: Report) -> Iterator[str]:
             yield f"    for {shapes}"
         if engine.fused_attention:
             yield f"    fused attention {engine.fused_attention}"
+        if engine.unchecked:
+            yield f"    {engine.unchecked}"
     if report.cuda_forms:
         yield ""
         yield "forms for CUDA that were checked; a graph whose form is not usable runs in its fused form"
@@ -195,32 +212,33 @@ def _gpu() -> tuple[DeviceInfo | None, str | None]:
         return None, str(error)
 
 
-def _tensorrt() -> tuple[str | None, str | None]:
+def _tensorrt(name: str) -> tuple[str | None, str | None]:
     try:
-        return str(import_tensorrt().__version__), None
+        return load_library(name).version, None
     except BackendError as error:
         return None, str(error)
 
 
-def _engines(bundle: Bundle, tensorrt: str | None, gpu: DeviceInfo | None) -> tuple[EngineReport, ...]:
-    machine = Machine(tensorrt, gpu.capability, gpu.name) if tensorrt and gpu else None
-    reports = []
-    for found in EngineStore(bundle, machine).scan():
-        metadata = found.metadata
-        fused = ""
-        if metadata is not None and metadata.attention_layers:
-            count = "unknown" if metadata.fused_attention is None else str(metadata.fused_attention)
-            fused = f"{count} of {metadata.attention_layers} layers"
-        reports.append(
-            EngineReport(
+def _engines(bundle: Bundle, versions: dict[str, str | None], gpu: DeviceInfo | None) -> Iterator[EngineReport]:
+    for name, version in versions.items():
+        machine = Machine(version, gpu.capability, gpu.name) if version and gpu else None
+        for found in EngineStore(bundle, FLAVOURS[name], machine).scan():
+            metadata = found.metadata
+            fused, checked = "", ""
+            if metadata is not None and metadata.attention_layers and metadata.layers:
+                count = "unknown" if metadata.fused_attention is None else str(metadata.fused_attention)
+                fused = f"{count} of {metadata.attention_layers} layers"
+            if metadata is not None and machine is not None and found.refused is None:
+                right = Checked(FLAVOURS[name], machine).holds(bundle, metadata)
+                checked = "" if right else "not checked on this machine yet: that is done when it is first loaded"
+            yield EngineReport(
                 found.path.name,
                 metadata.graph if metadata else "",
                 tuple(str(profile) for profile in metadata.profiles) if metadata else (),
                 fused,
                 found.refused,
+                checked,
             )
-        )
-    return tuple(reports)
 
 
 def _cuda_forms(bundle: Bundle, gpu: DeviceInfo | None) -> tuple[CudaFormReport, ...]:
@@ -258,6 +276,6 @@ def _advice(
             yield "for a faster --backend cuda: export the checkpoint again, with this version's forms for CUDA"
     if tensorrt is None:
         major = int(gpu.driver.split(".")[0])
-        yield f"for --backend tensorrt: pip install tensorrt-cu{min(13, major)}"
+        yield f"for --backend tensorrt: pip install 'freeprompt[tensorrt-cu{min(13, major)}]'"
     elif bundle is not None and not any(engine.refused is None for engine in engines):
         yield f"for --backend tensorrt: freeprompt build {bundle.path}"

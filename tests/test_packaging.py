@@ -149,7 +149,7 @@ def test_constraints_pin_every_dependency_exactly() -> None:
     pinned = {re.sub(r"[-_.]+", "-", line.partition("==")[0]).lower() for line in lines}
     missing = set()
     for requirement in importlib.metadata.requires("freeprompt") or []:
-        extra = re.search(r"extra == ['\"](\w+)['\"]", requirement)
+        extra = re.search(r"extra == ['\"]([\w-]+)['\"]", requirement)
         name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0].lower()
         if extra is None or extra[1] in ("export", "bench", "dev"):
             missing |= {name} - pinned - {"freeprompt"}

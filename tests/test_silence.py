@@ -118,7 +118,9 @@ def test_a_command_opens_no_connection_and_leaves_its_outputs_only(
     assert sorted(path.name for path in place.output.iterdir()) == outputs
     events: list[tuple[str, list[str]]] = json.loads((place.path / "events.json").read_text())
     assert [event for event, _ in events if event.startswith("socket.")] == []
-    assert bool(events) == bool(outputs), "an audit that sees nothing proves nothing"
+    # Finding a shared library runs the system's own command, whose output nobody wants.
+    written = [path for _, (path, *_) in events if path != os.devnull]
+    assert bool(written) == bool(outputs), "an audit that sees nothing proves nothing"
     # matplotlib has a temporary folder, which is gone by the end.
     allowed = (place.output, place.cache, *([place.path / "temporary"] if "--plot" in arguments else []))
     paths = [Path(place.output, path) for _, (path, *_) in events]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.cpu.reportplots import RESULTS, read_sweep
+from benchmarks.full_size.engine_table import engine_table
 from freeprompt.bench.statistics import summarise
 
 SCORES = RESULTS / "embedded" / "scores.md"
@@ -244,4 +245,20 @@ def _full_size() -> list[str]:
             f"| {peaks['256']:.1f} | {peaks['512']:.1f} |"
         )
     worst = max(rows["relative_l2_to_literal"].values())
-    return [*lines, "", f"Guided noise_pred against the literal reference's: at most {worst:.1e} (relative L2).", ""]
+    lines += ["", f"Guided noise_pred against the literal reference's: at most {worst:.1e} (relative L2).", ""]
+    return [*lines, *_full_size_engines()]
+
+
+def _full_size_engines() -> list[str]:
+    """Engines that were built ahead of time, where that was measured."""
+    path = RESULTS / "sd15_rtx.json"
+    if not path.exists():
+        return []
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return [
+        f"Engines built without a GPU (`python -m benchmarks.full_size.sd15_rtx`, {found['precision']}, "
+        f"TensorRT-RTX {found['tensorrt_rtx']}, {found['cores']} cores):",
+        "",
+        *engine_table(found["engines"]),
+        "",
+    ]

@@ -48,23 +48,28 @@ def random_unet(seed: int = 0) -> UNet2DConditionModel:
     return unet
 
 
-def save_random_checkpoint(folder: Path, seed: int = 0) -> None:
-    """Write a diffusers folder: the U-Net at full size in float16, a small autoencoder and text encoder around it."""
+def save_random_checkpoint(folder: Path, seed: int = 0, whole: bool = False) -> None:
+    """Write a diffusers folder in float16: the U-Net at full size, an autoencoder and a text encoder around it.
+
+    Args:
+        whole: these two at full size as well, but for the vocabulary; else small, since most measurements are of the
+            U-Net.
+    """
     tokenizer = tiny_tokenizer()
     vae = AutoencoderKL(
-        block_out_channels=(16, 16, 16, 16),
+        block_out_channels=(128, 256, 512, 512) if whole else (16, 16, 16, 16),
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=1,
-        norm_num_groups=8,
+        layers_per_block=2 if whole else 1,
+        norm_num_groups=32 if whole else 8,
         sample_size=512,
     )
     text_encoder = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
             hidden_size=768,
-            intermediate_size=768,
-            num_hidden_layers=1,
+            intermediate_size=3072 if whole else 768,
+            num_hidden_layers=12 if whole else 1,
             num_attention_heads=12,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,

@@ -140,11 +140,33 @@ class Check:
 
         build_engines(self.bundle, self.effort.rows, self.results("tensorrt-build-more").once, more=True)
 
+    def tensorrt_rtx_build(self) -> None:
+        """The same with TensorRT-RTX, on any machine: W goes to the one with the GPU, where they are checked."""
+        from benchmarks.gpu.engines import build_engines
+
+        once = self.results("tensorrt-rtx-build").once
+        build_engines(self.bundle, self.effort.rows, once, more=False, name="tensorrt-rtx", gpu=False)
+
+    def tensorrt_rtx(self) -> None:
+        """The engines of ``tensorrt-rtx-build``: seconds of the first and of the second opening, then as the others."""
+        results = self.results("tensorrt-rtx")
+        for number in ("first", "second"):
+            results.once(f"{number} opening", self._open_rtx)
+        self._measure("tensorrt-rtx", lambda: _tensorrt(True, "tensorrt-rtx"))
+
+    def _open_rtx(self) -> dict[str, Any]:
+        """Kernels are compiled, and compared with the CPU, at the first; the second finds them kept."""
+        start = time.perf_counter()
+        backend = _tensorrt(True, "tensorrt-rtx")
+        session = backend.open(self.bundle, "step")
+        session.run(measure.step_feeds(self.bundle, backend, 2))["next_latents"].numpy()
+        return {"seconds": time.perf_counter() - start}
+
     def tensorrt(self) -> None:
-        self._measure("tensorrt", lambda: _tensorrt(cuda_graphs=True))
+        self._measure("tensorrt", lambda: _tensorrt(True))
 
     def tensorrt_no_graph(self) -> None:
-        self._measure("tensorrt-no-graph", lambda: _tensorrt(cuda_graphs=False))
+        self._measure("tensorrt-no-graph", lambda: _tensorrt(False))
 
     def profile(self) -> None:
         """Where the time of a step of two rows goes, on every backend that this Python has."""
@@ -204,7 +226,9 @@ def _onnxruntime(name: str) -> Backend:
     return OnnxRuntimeBackend(name)
 
 
-def _tensorrt(cuda_graphs: bool) -> Backend:
+def _tensorrt(cuda_graphs: bool, name: str = "tensorrt") -> Backend:
+    """An engine that came from elsewhere is used: who calls this knows where it was built."""
     from freeprompt.engines.tensorrt.backend import TensorRTBackend
+    from freeprompt.engines.tensorrt.library import load_library
 
-    return TensorRTBackend(cuda_graphs=cuda_graphs)
+    return TensorRTBackend(load_library(name), trust=name == "tensorrt-rtx", cuda_graphs=cuda_graphs)

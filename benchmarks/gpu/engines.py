@@ -1,4 +1,4 @@
-"""TensorRT engines and checked forms for CUDA, for the measurement. Runs under Python 3.9 without PyTorch."""
+"""TensorRT engines and checked forms for CUDA, for the measurement. Runs without PyTorch."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from freeprompt.contract.bundle import Bundle
 from freeprompt.engines.shapes import Shapes
 from freeprompt.engines.tensorrt.backend import TensorRTBackend
 from freeprompt.engines.tensorrt.bundle_build import EACH, SHARED, BundleBuild, build_bundle
+from freeprompt.engines.tensorrt.library import load_library
 from freeprompt.runtime.inputs.arguments import size_to_latents
 from freeprompt.runtime.plan.shapes import Batch, batches_to_sizes, usual_sizes
 
@@ -49,10 +50,17 @@ def wanted_engines(bundle: Bundle, rows: tuple[int, ...], more: bool) -> list[Wa
     return [*found, Wanted("step", (3,), EACH)]
 
 
-def build_engines(bundle: Bundle, rows: tuple[int, ...], once: Once, more: bool) -> None:
-    """Build them; ``once`` keeps what was built and skips it the next time."""
+def build_engines(
+    bundle: Bundle, rows: tuple[int, ...], once: Once, more: bool, name: str = "tensorrt", gpu: bool = True
+) -> None:
+    """Build them; ``once`` keeps what was built and skips it the next time.
+
+    Args:
+        name: of the library, tensorrt or tensorrt-rtx.
+        gpu: False builds without checking what is built, on a machine without a GPU.
+    """
     for wanted in wanted_engines(bundle, rows, more):
-        once(wanted.label, partial(_build, bundle, wanted))
+        once(wanted.label, partial(_build, bundle, wanted, name, gpu))
 
 
 def check_forms(bundle: Bundle, backend: Any, once: Once) -> None:
@@ -76,7 +84,8 @@ def _check(bundle: Bundle, graph: str, backend: Any) -> dict[str, Any]:
     return {"how": done.how, "refused": done.refused, "operators": operators, **msgspec.to_builtins(done.note)}
 
 
-def _build(bundle: Bundle, wanted: Wanted) -> dict[str, Any]:
-    build = BundleBuild(wanted.shapes(bundle), wanted.engines, (wanted.graph,))
-    found = build_bundle(bundle, build, TensorRTBackend(), progress=lambda line: print(line, flush=True))
+def _build(bundle: Bundle, wanted: Wanted, name: str, gpu: bool) -> dict[str, Any]:
+    build, library = BundleBuild(wanted.shapes(bundle), wanted.engines, (wanted.graph,)), load_library(name)
+    backend = TensorRTBackend(library) if gpu else None
+    found = build_bundle(bundle, build, library, backend, lambda line: print(line, flush=True))
     return {"engines": [{"how": o.how, **msgspec.to_builtins(o.metadata)} for o in found]}

@@ -1,4 +1,4 @@
-"""Where a step's time goes on each backend that the running Python has. Runs under Python 3.9 without PyTorch."""
+"""Where a step's time goes on each backend that the running Python has. Runs without PyTorch."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from benchmarks.gpu.kinds import Timed, summarise
 from benchmarks.gpu.measure import step_feeds
 from freeprompt.contract.bundle import Bundle
+from freeprompt.engines.tensorrt.library import FLAVOURS, is_installed, load_library
 
 ROWS = 2  # an edit's step with one prompt once nothing is replaced
 RUNS = 10
@@ -32,8 +33,11 @@ def profiles(bundle: Bundle, checkpoint: Path, dry: bool) -> Iterator[tuple[str,
             yield f"ort-{backend}", partial(_onnxruntime, bundle, backend)
             if not dry and util.find_spec("torch") is not None:
                 yield f"ort-{backend} kernels", partial(_onnxruntime_kernels, bundle)
-    if util.find_spec("tensorrt") is not None:
-        yield "tensorrt", partial(_tensorrt, bundle)
+    if dry:
+        return
+    for name, flavour in FLAVOURS.items():
+        if is_installed(flavour) and (bundle.engines / name).is_dir():
+            yield name, partial(_tensorrt, bundle, name)
 
 
 def tensorrt_profile(session: Any, feeds: dict[str, Any], runs: int = RUNS) -> dict[str, Any]:
@@ -43,10 +47,11 @@ def tensorrt_profile(session: Any, feeds: dict[str, Any], runs: int = RUNS) -> d
     return {"method": "layers, TensorRT's profiler, each waited for", **summarise(timed)}
 
 
-def _tensorrt(bundle: Bundle) -> dict[str, Any]:
+def _tensorrt(bundle: Bundle, name: str) -> dict[str, Any]:
     from freeprompt.engines.tensorrt.backend import TensorRTBackend
 
-    backend = TensorRTBackend(cuda_graphs=False)
+    # Engines of TensorRT-RTX may have been built on another machine, by whoever measures here.
+    backend = TensorRTBackend(load_library(name), trust=name == "tensorrt-rtx", cuda_graphs=False)
     return tensorrt_profile(backend.open(bundle, "step"), step_feeds(bundle, backend, ROWS))
 
 

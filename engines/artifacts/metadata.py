@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,11 +40,11 @@ def make_folder(folder: Path) -> None:
         raise OutputError(f"cannot write engines to {folder}: {error.strerror or error}") from error
 
 
-def save_with_metadata(path: Path, content: Any, metadata: bytes) -> None:
-    """Write a file and its metadata; the metadata last, since a file without it is refused.
+@contextlib.contextmanager
+def writing_with_metadata(path: Path) -> Iterator[Path]:
+    """Give a temporary path for a file, which has its name when the block ends without an error.
 
-    Args:
-        content: bytes, or any buffer.
+    The metadata of what had that name is removed: a file without any is refused, until ``save_metadata`` is called.
 
     Raises:
         OutputError: the folder cannot be written, or a link has the file's name.
@@ -52,7 +54,21 @@ def save_with_metadata(path: Path, content: Any, metadata: bytes) -> None:
         path.with_suffix(".json").unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"cannot replace {path.with_suffix('.json')}: {error.strerror or error}") from error
-    save_file(path, content)
+    with atomic_path(path, follow_links=False) as temporary:
+        yield temporary
+
+
+def save_with_metadata(path: Path, content: Any, metadata: bytes) -> None:
+    """Write a file and its metadata; the metadata last, since a file without it is refused.
+
+    Args:
+        content: bytes, or any buffer.
+
+    Raises:
+        OutputError: the folder cannot be written, or a link has the file's name.
+    """
+    with writing_with_metadata(path) as temporary:
+        temporary.write_bytes(content)
     save_metadata(path, metadata)
 
 

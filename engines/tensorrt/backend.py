@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -17,9 +16,13 @@ from freeprompt.engines.cuda.spill import Spill
 from freeprompt.engines.shapes import check_slack, choose_profile
 from freeprompt.engines.tensorrt.context import ExecutionContext, LoadedEngine, Scratch
 from freeprompt.engines.tensorrt.engine import Engine
-from freeprompt.engines.tensorrt.library import import_tensorrt
-from freeprompt.engines.tensorrt.store import EngineStore, Machine
+from freeprompt.engines.tensorrt.library import Library, load_library
+from freeprompt.engines.tensorrt.metadata import EngineMetadata
+from freeprompt.engines.tensorrt.parity import Checked, measure_parity
+from freeprompt.engines.tensorrt.runtime_cache import RuntimeCache
+from freeprompt.engines.tensorrt.store import EngineStore, Found, Machine
 from freeprompt.engines.tensorrt.timing import LayerTimes
+from freeprompt.engines.verify import Verified
 
 
 class TensorRTSession:
@@ -66,10 +69,13 @@ class TensorRTSession:
     def run(self, feeds: Mapping[str, Feed]) -> dict[str, Array]:
         engine, profile, bound, sizes = self._choose(feeds)
         context = self._contexts.get((engine, profile))
+        opened = context is None
         if context is None:
             context = self._contexts[engine, profile] = self._open(engine, profile, self._cuda_graphs)
         results = context.run(feeds, bound, sizes)
         check_results(self._graph, self._spec.outputs, results, sizes)
+        if opened:
+            self._engines[engine].keep_kernels()
         return results
 
     def time_layers(
@@ -96,6 +102,8 @@ class TensorRTSession:
 
     def close(self) -> None:
         """Give the memory of buffers and graphs back; the session opens them again if it is run."""
+        for engine in {engine for engine, _ in self._contexts}:
+            self._engines[engine].keep_kernels()
         while self._contexts:
             self._contexts.popitem()[1].close()
 
@@ -111,7 +119,7 @@ class TensorRTSession:
             known = "; ".join(str(profile) for profile in self._profiles)
             raise BackendError(
                 f"graph {self._graph} was not built for {wanted}. Engines exist for: {known}. "
-                "Build one with 'freeprompt build BUNDLE --rows ... --size ...', or use --backend cuda"
+                "Build one with 'freeprompt build BUNDLE --backend ... --rows ... --size ...', or use --backend cuda"
             )
         place, bound = chosen
         return (*self._places[place], bound, sizes)
@@ -121,27 +129,31 @@ class TensorRTBackend:
     """Sessions on TensorRT engines built from the bundle (``freeprompt build``).
 
     Args:
+        library: loaded; None: TensorRT's.
         trust: load engines that this user did not build.
         cuda_graphs: capture steps into CUDA graphs.
         device: number of the GPU.
-        trt, cuda: for tests; None imports TensorRT and cuda-python.
+        cuda: for tests; None imports cuda.core.
+        verified: for tests; None: the notes in the user's cache folder.
 
     Raises:
-        BackendError: TensorRT, cuda-python, the driver or the GPU is missing.
+        BackendError: TensorRT, cuda-core, the driver or the GPU is missing.
     """
 
     def __init__(
         self,
+        library: Library | None = None,
         trust: bool = False,
         cuda_graphs: bool = True,
         device: int = 0,
-        trt: Any = None,
         cuda: CudaRuntime | None = None,
+        verified: Verified | None = None,
     ) -> None:
-        self.trt = import_tensorrt() if trt is None else trt
+        self.library = library or load_library("tensorrt")
         self.cuda = CudaRuntime(device=device) if cuda is None else cuda
         info = self.cuda.info()
-        self.machine = Machine(str(self.trt.__version__), info.capability, info.name)
+        self.machine = Machine(self.library.version, info.capability, info.name)
+        self.checked = Checked(self.library.flavour, self.machine, verified)
         self.pool = DevicePool(self.cuda)
         self._scratch = Scratch(self.pool)
         self._spill = Spill(self.pool)
@@ -150,7 +162,7 @@ class TensorRTBackend:
 
     @property
     def name(self) -> str:
-        return "tensorrt"
+        return self.library.flavour.backend
 
     @property
     def device(self) -> str:
@@ -158,22 +170,45 @@ class TensorRTBackend:
 
     def open(self, bundle: Bundle, graph: str) -> TensorRTSession:
         bundle.manifest.graph(graph)  # a graph that the bundle has not is another error than one without an engine
-        store = EngineStore(bundle, self.machine, self._trust)
+        store = EngineStore(bundle, self.library.flavour, self.machine, self._trust)
         loaded = []
         for found in store.usable(graph):
             assert found.metadata is not None
-            engine = self.load(store.read(found))
-            loaded.append(LoadedEngine(engine, found.metadata.profiles, found.path.name))
+            engine = self.load(store, found)
+            self._check(bundle, found.metadata, engine)
+            loaded.append(engine)
         return self.session(bundle, graph, tuple(loaded))
 
-    def load(self, data: Any) -> Engine:
-        """Deserialize an engine. It is code: the caller vouches for where it comes from."""
-        return Engine(self.trt, data)
+    def load(self, store: EngineStore, found: Found) -> LoadedEngine:
+        """Deserialize an engine. It is code: the store vouches for where it comes from.
+
+        Raises:
+            BackendError: the store refuses it, it was changed, or the library cannot load it.
+        """
+        assert found.metadata is not None
+        cache = None
+        if self.library.flavour.runtime_cache:
+            identity = (found.metadata.engine_sha256, self.machine.tensorrt, self.machine.device)
+            cache = RuntimeCache(found.path, *identity)
+        data = store.read(found)
+        with self.cuda.calls("load an engine"):
+            engine = Engine(self.library, data, b"" if cache is None else cache.read())
+        return LoadedEngine(engine, found.metadata.profiles, found.path.name, cache)
 
     def session(self, bundle: Bundle, graph: str, engines: tuple[LoadedEngine, ...]) -> TensorRTSession:
         """A session over engines that are loaded already."""
         spec = bundle.manifest.graph(graph)
         return TensorRTSession(graph, spec, engines, self.pool, self._scratch, self._cuda_graphs)
+
+    def _check(self, bundle: Bundle, metadata: EngineMetadata, loaded: LoadedEngine) -> None:
+        """Let an engine that was not checked here show that it computes right."""
+        if self.checked.holds(bundle, metadata):
+            return
+        session = self.session(bundle, metadata.graph, (loaded,))
+        try:
+            self.checked.remember(bundle, metadata, measure_parity(bundle, metadata, session))
+        finally:
+            session.close()
 
     def upload(self, array: NumpyArray) -> CudaArray:
         return self.pool.upload(np.asarray(array))

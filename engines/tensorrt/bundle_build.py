@@ -1,26 +1,28 @@
-"""Building the engines of a bundle: each graph, for each shape, checked against the reference before it is kept."""
+"""Building the engines of a bundle: each graph, for each shape, checked against the reference where there is a GPU."""
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from freeprompt.contract.bundle import Bundle
-from freeprompt.contract.errors import BackendError, UsageError
-from freeprompt.contract.graphs import STEP_GRAPHS, weights_owner
-from freeprompt.contract.manifest import Manifest
-from freeprompt.contract.parity import Parity
-from freeprompt.engines.comparison import THRESHOLDS, profile_to_sizes
+from freeprompt.contract.errors import UsageError
+from freeprompt.contract.files import file_to_sha256
+from freeprompt.contract.graphs import STEP_GRAPHS
+from freeprompt.engines.comparison import THRESHOLDS
 from freeprompt.engines.onnxruntime.external_data import checked_snapshot
-from freeprompt.engines.reference import session_to_parity
 from freeprompt.engines.shapes import Profile, Shapes
 from freeprompt.engines.tensorrt.backend import TensorRTBackend
-from freeprompt.engines.tensorrt.builder import BuilderSettings, build_engine
 from freeprompt.engines.tensorrt.context import LoadedEngine
+from freeprompt.engines.tensorrt.engine import Engine
+from freeprompt.engines.tensorrt.library import Library
 from freeprompt.engines.tensorrt.metadata import EngineMetadata
+from freeprompt.engines.tensorrt.parity import measure_parity
+from freeprompt.engines.tensorrt.process import build_in_child
 from freeprompt.engines.tensorrt.progress import Reporter
+from freeprompt.engines.tensorrt.request import BuilderSettings, BuildRequest, Compile
 from freeprompt.engines.tensorrt.store import EngineStore, Found
 
 SHARED, EACH = "shared", "each"
@@ -36,6 +38,8 @@ class BundleBuild:
             shapes fixed in the network, each with weights of its own.
         graphs: names; empty: every graph that there are shapes of.
         trust: also check and adopt engines that lie in the bundle and were built elsewhere.
+        compute_capabilities: of the GPUs to build for, as "8.6"; none: this machine's, or where the library builds
+            without a GPU, those over which its engines are portable.
     """
 
     shapes: Shapes
@@ -44,6 +48,7 @@ class BundleBuild:
     workspace_bytes: int | None = None
     optimization_level: int = 3
     trust: bool = False
+    compute_capabilities: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.engines not in (SHARED, EACH):
@@ -62,24 +67,34 @@ class Outcome:
 def build_bundle(
     bundle: Bundle,
     build: BundleBuild,
-    backend: TensorRTBackend,
-    store: EngineStore | None = None,
+    library: Library,
+    backend: TensorRTBackend | None,
     progress: Reporter = lambda line: None,
+    compile_engine: Compile = build_in_child,
 ) -> Iterator[Outcome]:
     """Build what is missing, one engine after the other; an interrupted build goes on where it was.
 
+    Args:
+        library: to build with.
+        backend: it on this machine's GPU, to check what was built; None: there is none, and engines are checked where
+            they are first loaded.
+        compile_engine: for tests.
+
     Raises:
         BackendError: an engine cannot be built, or does not compute what its graph says.
-        UsageError: there are no shapes of a graph.
+        UsageError: there are no shapes of a graph, or the library needs a GPU.
         OutputError: the engines' folder cannot be written.
     """
-    store = store or EngineStore(bundle, backend.machine)
+    if backend is None and not library.flavour.builds_without_gpu:
+        raise UsageError(f"{library.name} builds on the GPU that runs the engines, and there is none")
+    store = EngineStore(bundle, library.flavour, None if backend is None else backend.machine)
     graphs = build.graphs or tuple(build.shapes.sizes)
     planned = [(g, *group) for g in graphs for group in _groups(build, build.shapes.profiles(g))]
+    builder = _Builder(bundle, build, library, backend, store, progress, compile_engine)
     if build.trust:
-        yield from _adopt(bundle, backend, store, progress)
+        yield from builder.adopt()
     for graph, profiles, baked in planned:
-        yield _build_one(bundle, graph, profiles, baked, build, backend, store, progress)
+        yield builder.build(graph, profiles, baked)
 
 
 def _groups(build: BundleBuild, profiles: tuple[Profile, ...]) -> list[tuple[tuple[Profile, ...], bool]]:
@@ -89,132 +104,141 @@ def _groups(build: BundleBuild, profiles: tuple[Profile, ...]) -> list[tuple[tup
     return [(profiles, False)]
 
 
-def _build_one(
-    bundle: Bundle,
-    graph: str,
-    profiles: tuple[Profile, ...],
-    baked: bool,
-    build: BundleBuild,
-    backend: TensorRTBackend,
-    store: EngineStore,
-    progress: Reporter,
-) -> Outcome:
-    manifest, machine = bundle.manifest, backend.machine
-    _check_float32_parts(manifest, graph, machine.tensorrt)
-    layers = len(manifest.layers) + manifest.cross_layers
-    metadata = EngineMetadata(
-        graph=graph,
-        graph_sha256=bundle.graph_sha256(graph),
-        tensorrt=machine.tensorrt,
-        capability=machine.capability,
-        precision=manifest.precision,
-        profiles=profiles,
-        baked=baked,
-        optimization_level=build.optimization_level,
-        workspace_bytes=build.workspace_bytes,
-        device=machine.device,
-        attention_layers=layers if graph in STEP_GRAPHS else 0,
-        parity_threshold=THRESHOLDS[manifest.precision],
-    )
-    with store.lock(Path(metadata.name).stem):
-        kept = _kept(store, metadata)
-        if kept is not None:
-            assert kept.metadata is not None
-            return Outcome(kept.path, kept.metadata, "kept")
-        settings = BuilderSettings(manifest.precision, build.workspace_bytes, build.optimization_level, baked)
-        shapes = "; ".join(str(profile) for profile in profiles)
-        progress(f"building {graph} ({shapes}) with TensorRT {machine.tensorrt} for {machine.device}")
-        cache = store.folder / f"timing-{machine.tensorrt}-{machine.capability}.cache"
-        spec = manifest.graph(graph)
-        with checked_snapshot(bundle, graph) as path:
-            built = build_engine(backend.trt, path, spec.inputs, profiles, settings, cache, progress)
-        data = bytes(built.engine)
-        metadata = replace(metadata, build_seconds=round(built.seconds, 3))
-        metadata = _examined(bundle, metadata, data, backend, progress)
-        return Outcome(store.save(metadata, data), metadata, "built")
+@dataclass(frozen=True)
+class _Builder:
+    bundle: Bundle
+    wanted: BundleBuild
+    library: Library
+    backend: TensorRTBackend | None
+    store: EngineStore
+    progress: Reporter
+    compile_engine: Compile
 
+    def build(self, graph: str, profiles: tuple[Profile, ...], baked: bool) -> Outcome:
+        metadata = self._planned(graph, profiles, baked)
+        with self.store.lock(Path(metadata.name).stem):
+            kept = self.store.built(metadata)
+            if kept is not None:
+                self._check(kept)
+                assert kept.metadata is not None
+                return Outcome(kept.path, kept.metadata, "kept")
+            shapes = "; ".join(str(profile) for profile in profiles)
+            target = metadata.device or metadata.targets
+            self.progress(f"building {graph} ({shapes}) with {self.library.name} for {target}")
+            with self.store.writing(metadata) as temporary:
+                metadata = self._compiled(metadata, temporary)
+                if self._runs(metadata):
+                    metadata = self._examined(metadata, temporary.read_bytes())
+            self.store.sign(metadata)
+            return Outcome(self.store.path(metadata), metadata, "built")
 
-def _check_float32_parts(manifest: Manifest, graph: str, tensorrt: str) -> None:
-    """Refuse to build where the builder would choose the precision that the export has ruled out.
-
-    Before 10 a network does not say which precision its layers have: with the FP16 flag the builder may halve any.
-    """
-    if manifest.half_precision is None or int(tensorrt.split(".")[0]) >= 10:
-        return
-    owner = weights_owner(graph)
-    kept = [part for part in manifest.half_precision.float32_parts if part.graph == owner]
-    if kept:
-        raise BackendError(
-            f"graph {graph} has {len(kept)} parts that must stay float32 (the first: {kept[0].part or 'all of it'}, "
-            f"{kept[0].reason}), and TensorRT {tensorrt} may halve them; use TensorRT 10.3 or later, --backend cuda, "
-            "or an export in float32"
-        )
-
-
-def _kept(store: EngineStore, metadata: EngineMetadata) -> Found | None:
-    for found in store.scan(metadata.graph):
-        if found.path.name == metadata.name and found.refused is None:
-            return found
-    return None
-
-
-def _examined(
-    bundle: Bundle, metadata: EngineMetadata, data: bytes, backend: TensorRTBackend, progress: Reporter
-) -> EngineMetadata:
-    """The metadata with what an engine is measured to be.
-
-    Raises:
-        BackendError: it fails parity.
-    """
-    engine = backend.load(data)
-    inspection = engine.inspect()
-    metadata = replace(
-        metadata,
-        engine_sha256=hashlib.sha256(data).hexdigest(),
-        engine_bytes=len(data),
-        device_memory_bytes=engine.device_memory_bytes,
-        layers=inspection.layers,
-        fused_attention=inspection.fused_attention,
-    )
-    session = backend.session(bundle, metadata.graph, (LoadedEngine(engine, metadata.profiles, metadata.name),))
-    parity: list[Parity] = []
-    try:
-        for profile in metadata.profiles:
-            progress(f"checking {metadata.graph} at {profile} against ONNX Runtime on the CPU")
-            parity.append(session_to_parity(bundle, metadata.graph, session, profile_to_sizes(profile)))
-    finally:
-        session.close()
-    metadata = replace(metadata, parity=tuple(parity))
-    if not metadata.passed:
-        worst = max(parity, key=lambda p: p.relative_l2)
-        raise BackendError(
-            f"the engine of graph {metadata.graph} is wrong: it differs from ONNX Runtime by {worst.relative_l2:.1e} "
-            f"(relative L2, {worst.shapes}); {metadata.parity_threshold:.0e} is allowed in {metadata.precision}. It "
-            f"was not kept. Use another TensorRT than {metadata.tensorrt}, --backend cuda, or an export in float32"
-        )
-    _report_fusion(metadata, progress)
-    return metadata
-
-
-def _report_fusion(metadata: EngineMetadata, progress: Reporter) -> None:
-    """Losing fused attention is silent otherwise, and costs most of the speed."""
-    if not metadata.attention_layers:
-        return
-    if metadata.fused_attention is None:
-        progress(f"{metadata.graph}: TensorRT {metadata.tensorrt} does not show whether attention was fused")
-    elif metadata.fused_attention < metadata.attention_layers:
-        progress(
-            f"{metadata.graph}: only {metadata.fused_attention} fused attention kernels for "
-            f"{metadata.attention_layers} attention layers; expect it to be slow"
-        )
-
-
-def _adopt(bundle: Bundle, backend: TensorRTBackend, store: EngineStore, progress: Reporter) -> Iterator[Outcome]:
-    """Check the engines that are refused for their origin alone, and sign those that pass."""
-    trusting = EngineStore(bundle, backend.machine, trust=True)
-    refused = {found.path for found in store.scan() if found.refused is not None}
-    for found in trusting.scan():
-        if found.refused is None and found.metadata is not None and found.path in refused:
-            metadata = _examined(bundle, found.metadata, trusting.read(found), backend, progress)
-            store.adopt(found, metadata)
+    def adopt(self) -> Iterator[Outcome]:
+        """Check the engines that are refused for their origin alone, and sign those that pass."""
+        for found in self.store.foreign():
+            assert found.metadata is not None
+            metadata = found.metadata
+            if self._runs(metadata):
+                metadata = self._examined(metadata, self.store.read(found))
+            self.store.sign(metadata)
             yield Outcome(found.path, metadata, "adopted")
+
+    def _planned(self, graph: str, profiles: tuple[Profile, ...], baked: bool) -> EngineMetadata:
+        manifest, machine = self.bundle.manifest, None if self.backend is None else self.backend.machine
+        layers = len(manifest.layers) + manifest.cross_layers
+        if self.library.flavour.builds_without_gpu:
+            capabilities, device = self.wanted.compute_capabilities, ""
+        else:
+            assert machine is not None
+            capabilities, device = (machine.capability,), machine.device
+        return EngineMetadata(
+            graph=graph,
+            graph_sha256=self.bundle.graph_sha256(graph),
+            backend=self.library.flavour.backend,
+            tensorrt=self.library.version,
+            capabilities=capabilities,
+            precision=manifest.precision,
+            profiles=profiles,
+            baked=baked,
+            optimization_level=self.wanted.optimization_level,
+            workspace_bytes=self.wanted.workspace_bytes,
+            device=device,
+            attention_layers=layers if graph in STEP_GRAPHS else 0,
+            parity_threshold=THRESHOLDS[manifest.precision],
+        )
+
+    def _compiled(self, metadata: EngineMetadata, path: Path) -> EngineMetadata:
+        """Have the engine written to ``path``."""
+        flavour, wanted = self.library.flavour, self.wanted
+        # On TensorRT it is the GPU at hand, and nothing that the builder could be told.
+        targets = metadata.capabilities if flavour.portable else ()
+        settings = BuilderSettings(wanted.workspace_bytes, wanted.optimization_level, metadata.baked, targets)
+        cache = None
+        if flavour.timing_cache:
+            name = f"timing-{metadata.tensorrt}-{'-'.join(metadata.capabilities)}.cache"
+            cache = str(self.store.folder / name)
+        spec = self.bundle.manifest.graph(metadata.graph)
+        with checked_snapshot(self.bundle, metadata.graph) as model:
+            request = BuildRequest(
+                flavour.backend, str(model), str(path), spec.inputs, metadata.profiles, settings, cache
+            )
+            built = self.compile_engine(request, self.progress)
+        return replace(
+            metadata,
+            engine_sha256=file_to_sha256(path),
+            engine_bytes=path.stat().st_size,
+            build_seconds=built.seconds,
+            peak_memory_bytes=built.peak_memory_bytes,
+            warnings=built.warnings,
+        )
+
+    def _runs(self, metadata: EngineMetadata) -> bool:
+        """Whether the engine can be run here."""
+        if self.backend is None:
+            return False
+        return self.library.flavour.covers(metadata.capabilities, self.backend.machine.capability)
+
+    def _check(self, found: Found) -> None:
+        """Let an engine that was built before show that it computes right here, if it has not yet."""
+        assert found.metadata is not None
+        backend = self.backend
+        if (
+            backend is not None
+            and self._runs(found.metadata)
+            and not backend.checked.holds(self.bundle, found.metadata)
+        ):
+            self._examined(found.metadata, self.store.read(found))
+
+    def _examined(self, metadata: EngineMetadata, data: bytes) -> EngineMetadata:
+        """The metadata with what an engine is measured to be.
+
+        Raises:
+            BackendError: it cannot be loaded, or fails parity.
+        """
+        assert self.backend is not None
+        engine = Engine(self.library, data)
+        inspection = engine.inspect()
+        metadata = replace(
+            metadata,
+            device=self.backend.machine.device,
+            device_memory_bytes=engine.device_memory_bytes,
+            layers=inspection.layers,
+            fused_attention=inspection.fused_attention,
+        )
+        loaded = LoadedEngine(engine, metadata.profiles, metadata.name)
+        with contextlib.closing(self.backend.session(self.bundle, metadata.graph, (loaded,))) as session:
+            parity = measure_parity(self.bundle, metadata, session, self.progress)
+        self.backend.checked.remember(self.bundle, metadata, parity)
+        self._report_fusion(metadata)
+        return replace(metadata, parity=parity)
+
+    def _report_fusion(self, metadata: EngineMetadata) -> None:
+        """Losing fused attention is silent otherwise, and costs most of the speed."""
+        if not metadata.attention_layers:
+            return
+        if metadata.fused_attention is None:
+            self.progress(f"{metadata.graph}: {self.library.name} does not show whether attention was fused")
+        elif metadata.fused_attention < metadata.attention_layers:
+            self.progress(
+                f"{metadata.graph}: only {metadata.fused_attention} fused attention kernels for "
+                f"{metadata.attention_layers} attention layers; expect it to be slow"
+            )

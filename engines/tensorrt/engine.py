@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from freeprompt.contract.errors import BackendError
-from freeprompt.engines.tensorrt.library import Messages, at_least
+from freeprompt.engines.tensorrt.library import Library
+from freeprompt.engines.tensorrt.rtx import JustInTime, check_validity
 from freeprompt.engines.tensorrt.timing import LayerTimes, create_profiler
+
+if TYPE_CHECKING:
+    from freeprompt.engines.tensorrt.api import IExecutionContext, TensorRT
 
 # How fused attention shows: Myelin's own kernels (_gemm_mha_v2, mha), and the hand-written ones (fmha, flash).
 _FUSED = re.compile(r"mha|flash_?att|fused_?att", re.IGNORECASE)
@@ -37,25 +41,29 @@ class Engine:
     """A deserialized engine.
 
     Args:
-        trt: the library.
+        library: that built it.
         data: the serialized engine. It is code: only from a trusted origin.
+        kernels: that were compiled for it before, see ``kernels``; those that do not fit are ignored.
 
     Raises:
-        BackendError: TensorRT cannot load it.
+        BackendError: the library cannot load it.
     """
 
-    def __init__(self, trt: Any, data: Any) -> None:
-        self._trt = trt
-        self.messages = Messages(trt)
+    def __init__(self, library: Library, data: Any, kernels: bytes = b"") -> None:
+        self._trt = library.trt
+        self.messages = library.messages
         # Kept for as long as the engine lives, as TensorRT demands.
         try:
-            self._runtime = trt.Runtime(self.messages.logger)
+            self._runtime = self._trt.Runtime(self.messages.logger)
         except TypeError as error:  # how the bindings report that the library gave them nothing
             raise self.messages.failure("start its runtime") from error
+        if library.flavour.engine_validity:
+            check_validity(library, self._runtime, data)
         engine = self._runtime.deserialize_cuda_engine(data)
         if engine is None:
             raise self.messages.failure("load the engine")
         self._engine = engine
+        self._compiler = JustInTime(self._trt, engine, kernels) if library.flavour.runtime_cache else None
         self.inputs, self.outputs = self._tensors()
 
     @property
@@ -65,11 +73,12 @@ class Engine:
     @property
     def device_memory_bytes(self) -> int:
         """Scratch memory that the largest of the contexts needs."""
-        engine = self._engine
-        if at_least(self._trt, "10.3"):
-            return int(engine.device_memory_size_v2)
-        else:  # noqa: RET505
-            return int(engine.device_memory_size)
+        return int(self._engine.device_memory_size_v2)
+
+    @property
+    def kernels(self) -> bytes:
+        """What was compiled for this GPU so far, b"" where engines hold their kernels themselves."""
+        return b"" if self._compiler is None else self._compiler.kernels
 
     def create_context(self, profile: int, stream: int) -> Context:
         """An execution context of one profile, without memory of its own.
@@ -78,11 +87,10 @@ class Engine:
             BackendError: TensorRT refused.
         """
         trt, engine = self._trt, self._engine
-        if at_least(trt, "10.3"):
-            strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
-            context = engine.create_execution_context(strategy)
+        if self._compiler is None:
+            context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         else:
-            context = engine.create_execution_context_without_device_memory()
+            context = self._compiler.create_context()
         if context is None:
             raise self.messages.failure("create an execution context")
         if not context.set_optimization_profile_async(profile, stream):
@@ -113,7 +121,6 @@ class Engine:
         for index in range(engine.num_io_tensors):
             name = engine.get_tensor_name(index)
             is_input = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
-            # Not trt.nptype: in 8.6 it needs a name that NumPy 1.24 to 1.26 do not have.
             dtype = engine.get_tensor_dtype(name).name
             (inputs if is_input else outputs)[name] = np.dtype(_DTYPES.get(dtype, "V1"))
         return inputs, outputs
@@ -122,7 +129,7 @@ class Engine:
 class Context:
     """An execution context of one profile."""
 
-    def __init__(self, trt: Any, context: Any, owner: Engine) -> None:
+    def __init__(self, trt: TensorRT, context: IExecutionContext, owner: Engine) -> None:
         self._trt = trt
         self._context = context
         self._owner = owner
@@ -151,10 +158,7 @@ class Context:
     def set_memory(self, address: int, size: int) -> None:
         """Use this device memory as scratch."""
         context = self._context
-        if at_least(self._trt, "10.3"):
-            context.set_device_memory(address, size)
-        else:
-            context.device_memory = address
+        context.set_device_memory(address, size)
 
     def set_addresses(self, addresses: dict[str, int]) -> None:
         context = self._context
@@ -177,7 +181,7 @@ class Context:
 def text_to_inspection(text: str) -> Inspection:
     """Count layers and fused attention in the inspector's JSON.
 
-    A layer is a string (short verbosity) or an object with Name, LayerType and, from 10 on, TacticName and Metadata.
+    A layer is a string (short verbosity) or an object with Name, LayerType, TacticName and Metadata.
 
     Raises:
         BackendError: not the inspector's JSON.
@@ -187,7 +191,7 @@ def text_to_inspection(text: str) -> Inspection:
     for layer in layers:
         names = _layer_to_text(layer)
         fused += bool(_FUSED.search(names))
-        # Before 10 a region compiled by Myelin is one layer, whose kernels stay unnamed.
+        # A region compiled by Myelin may be one layer, whose kernels stay unnamed.
         opaque = opaque or "ForeignNode" in names
     return Inspection(len(layers), None if opaque and not fused else fused)
 

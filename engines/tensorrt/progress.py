@@ -1,12 +1,13 @@
-"""How far a build is, from TensorRT's progress monitor where there is one (8.6 has none)."""
+"""How far a build is, from TensorRT's progress monitor."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from freeprompt.engines.tensorrt.library import at_least
+if TYPE_CHECKING:
+    from freeprompt.engines.tensorrt.api import IProgressMonitor, TensorRT
 
 # Lines of text: a terminal shows them one below the other, a log keeps them.
 Reporter = Callable[[str], None]
@@ -72,23 +73,24 @@ class BuildProgress:
         return total / len(children)
 
 
-def create_monitor(trt: Any, state: BuildProgress) -> Any:
-    """TensorRT's monitor interface over ``state``; None in 8.6, which has none."""
-    if at_least(trt, "10.3"):
+def create_monitor(trt: TensorRT, state: BuildProgress) -> IProgressMonitor:
+    """TensorRT's monitor interface over ``state``."""
 
-        class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-            def __init__(self) -> None:
-                trt.IProgressMonitor.__init__(self)
+    base: Any = trt.IProgressMonitor
 
-            def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-                state.begin(phase_name, parent_phase, num_steps)
+    class Monitor(base):  # type: ignore[misc]
+        def __init__(self) -> None:
+            base.__init__(self)
 
-            def phase_finish(self, phase_name: str) -> None:
-                state.end(phase_name)
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            state.begin(phase_name, parent_phase, num_steps)
 
-            def step_complete(self, phase_name: str, step: int) -> bool:
-                state.step(phase_name, step)
-                return True  # False would cancel the build
+        def phase_finish(self, phase_name: str) -> None:
+            state.end(phase_name)
 
-        return Monitor()
-    return None
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            state.step(phase_name, step)
+            return True  # False would cancel the build
+
+    monitor: IProgressMonitor = Monitor()
+    return monitor

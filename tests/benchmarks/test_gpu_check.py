@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from benchmarks.gpu.profile_ort import WARM, events_to_nodes
 from benchmarks.gpu.profile_torch import events_to_kernels
 from benchmarks.gpu.profiles import tensorrt_profile
 from freeprompt.contract.bundle import Bundle
+from freeprompt.engines.tensorrt.bundle_build import build_bundle
 from tests.engines.conftest import Machine
 
 
@@ -171,7 +173,9 @@ def test_engines_of_an_edit_come_first(bundle: Bundle, monkeypatch: pytest.Monke
         return results[label]
 
     machine = Machine.create()
-    monkeypatch.setattr(engines, "TensorRTBackend", lambda: machine.backend)
+    monkeypatch.setattr(engines, "TensorRTBackend", lambda library: machine.backend)
+    monkeypatch.setattr(engines, "load_library", lambda name: machine.backend.library)
+    monkeypatch.setattr(engines, "build_bundle", partial(build_bundle, compile_engine=machine.trt.compile))
     for more in (False, True):
         engines.build_engines(bundle, rows, once, more)
     built = [engine for item in results.values() for engine in item["engines"]]
@@ -179,6 +183,18 @@ def test_engines_of_an_edit_come_first(bundle: Bundle, monkeypatch: pytest.Monke
     assert all(engine["how"] == "built" and engine["parity"] for engine in built)
     first = {(w.graph, w.rows) for w in engines.wanted_engines(bundle, rows, more=False)}
     assert {("step", (1,)), ("step", (2,)), ("step", (3,)), ("record", (2,)), ("step_recorded", (2,))} <= first
+
+
+def test_engines_of_tensorrt_rtx_are_built_anywhere(folders: tuple[Path, Path]) -> None:
+    pytest.importorskip("tensorrt_rtx_bindings")
+    found = run(folders, "tensorrt-rtx-build")["tensorrt-rtx-build"]
+    assert set(found) == {wanted.label for wanted in engines.wanted_engines(tiny(folders), (1, 2, 3), more=False)}
+    built = [engine for item in found.values() for engine in item["engines"]]
+    assert all(engine["how"] == "built" and engine["warnings"] == [] and engine["parity"] == [] for engine in built)
+
+
+def tiny(folders: tuple[Path, Path]) -> Bundle:
+    return Bundle.open(folders[0] / "bundle", verify=False)
 
 
 def test_forms_for_cuda_are_checked_an_item_each(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.cpu.report import write_report
+from benchmarks.full_size.engine_table import engine_table
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,3 +31,16 @@ def test_rows_executed_are_rows_predicted(results: dict[str, Any]) -> None:
     if rows["steps"] == 50:
         found = {(one["record"], one["what"]): one["total"] for one in rows["result"]}
         assert found["none", "first edit"] == 190 and found["exact", "further edit"] == 100
+
+
+def test_engines_in_a_table() -> None:
+    built = {"kind": "exact shapes", "graph": "step", "shapes": "rows 3", "seconds": 19.54, "warnings": ["w", "x"]}
+    lines = engine_table(
+        [
+            {**built, "peak_memory_bytes": 5_500_000_000, "engine_bytes": 1_740_000_000},
+            {"kind": "range of shapes", "graph": "record", "error": "no memory"},
+        ]
+    )
+    assert lines[2] == "| step | rows 3 | 19.5 | 5.50 | 1740.0 | w; x |"
+    assert lines[3] == "| record | range of shapes | not built: no memory | | | |"
+    assert {line.count("|") for line in lines} == {7}

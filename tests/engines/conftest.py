@@ -12,7 +12,10 @@ from freeprompt.contract.bundle import Bundle
 from freeprompt.engines.cuda.runtime import CudaRuntime
 from freeprompt.engines.tensorrt.backend import TensorRTBackend
 from freeprompt.engines.tensorrt.bundle_build import BundleBuild, Outcome, build_bundle
-from tests.engines.cuda.fake_cuda import FakeCudart
+from freeprompt.engines.tensorrt.library import FLAVOURS, Library, Messages
+from freeprompt.engines.tensorrt.progress import Reporter
+from freeprompt.engines.tensorrt.store import EngineStore
+from tests.engines.cuda.fake_cuda import FakeCuda
 from tests.engines.tensorrt.fake_tensorrt import FakeTensorRT
 from tests.shapes import shapes_of
 
@@ -23,7 +26,7 @@ SIZE = (64, 64)
 class Machine:
     """A fake machine with a backend on it."""
 
-    cudart: FakeCudart
+    cuda: FakeCuda
     trt: FakeTensorRT
     backend: TensorRTBackend
 
@@ -31,18 +34,31 @@ class Machine:
     def create(
         cls,
         version: str = "10.16.1.11",
+        backend: str = "tensorrt",
         limit: int = 1 << 30,
         cuda_graphs: bool = True,
         eager: tuple[int, ...] = (),
+        memory_pools: bool = True,
+        capability: tuple[int, int] = (9, 0),
     ) -> Machine:
-        cudart = FakeCudart(limit, eager=eager)
-        trt = FakeTensorRT(version, cudart)
-        backend = TensorRTBackend(cuda_graphs=cuda_graphs, trt=trt, cuda=CudaRuntime(cudart))
-        return cls(cudart, trt, backend)
+        cuda = FakeCuda(limit, eager=eager, memory_pools=memory_pools, capability=capability)
+        trt = FakeTensorRT(version, cuda, backend)
+        flavour = FLAVOURS[backend]
+        library = Library(flavour, trt, Messages(trt, flavour.title))
+        return cls(cuda, trt, TensorRTBackend(library, cuda_graphs=cuda_graphs, cuda=CudaRuntime(cuda.library)))
 
     def build(self, bundle: Bundle, *graphs: str, rows: str = "1,2,3", engines: str = "shared") -> list[Outcome]:
         shapes = shapes_of(bundle.manifest, SIZE, rows=rows)
-        return list(build_bundle(bundle, BundleBuild(shapes, engines, graphs), self.backend))
+        return self.run(bundle, BundleBuild(shapes, engines, graphs))
+
+    def run(
+        self, bundle: Bundle, build: BundleBuild, progress: Reporter = lambda line: None, gpu: bool = True
+    ) -> list[Outcome]:
+        library, backend = self.backend.library, self.backend if gpu else None
+        return list(build_bundle(bundle, build, library, backend, progress, self.trt.compile))
+
+    def store(self, bundle: Bundle, trust: bool = False) -> EngineStore:
+        return EngineStore(bundle, self.backend.library.flavour, self.backend.machine, trust)
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +75,6 @@ def bundle(tiny_bundle: Path, tmp_path: Path) -> Bundle:
     return Bundle.open(folder, verify=False)
 
 
-@pytest.fixture(params=["8.6.1", "10.16.1.11"])
+@pytest.fixture(params=["10.3.0", "10.16.1.11", "11.4.0.106"])
 def machine(request: pytest.FixtureRequest) -> Machine:
     return Machine.create(request.param)

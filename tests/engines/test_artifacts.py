@@ -24,6 +24,7 @@ from freeprompt.engines.artifacts.metadata import (
 from freeprompt.engines.artifacts.signature import Signature
 from freeprompt.engines.onnxruntime.cuda_notes import CudaNotes
 from freeprompt.engines.onnxruntime.provider import tensorrt_options
+from freeprompt.engines.tensorrt.library import FLAVOURS
 from freeprompt.engines.tensorrt.store import EngineStore
 
 ROOT = Path(__file__).parents[2]
@@ -73,7 +74,7 @@ def test_nothing_is_written_through_a_linked_engines_folder(bundle: Bundle, tmp_
     elsewhere.mkdir()
     (bundle.path / linked).parent.mkdir(exist_ok=True)
     (bundle.path / linked).symlink_to(elsewhere)
-    with pytest.raises(OutputError, match="is a link"), EngineStore(bundle, None).lock("x"):
+    with pytest.raises(OutputError, match="is a link"), EngineStore(bundle, FLAVOURS["tensorrt"], None).lock("x"):
         pytest.fail("the block must not run")
     with pytest.raises(OutputError, match="is a link"):
         save_with_metadata(bundle.engines / "tensorrt" / "a.engine", b"engine", b"{}")

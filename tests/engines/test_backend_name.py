@@ -56,7 +56,7 @@ def test_options() -> None:
     [
         ("ort-tensorrt", "there is no backend 'ort-tensorrt' any more: it is called ort:tensorrt now"),
         ("cuda-graph", "there is no backend 'cuda-graph' any more: use cuda, or tensorrt, which captures"),
-        ("gpu", "unknown backend 'gpu'; known are auto, cpu, cuda, tensorrt, and ort:NAME"),
+        ("gpu", "unknown backend 'gpu'; known are auto, cpu, cuda, tensorrt, tensorrt-rtx, and ort:NAME"),
         ("cuda,device_id=1", "unknown backend"),
         ("ort:", "names no execution provider: expected ort:NAME"),
         ("ort: cpu", "names no execution provider"),

@@ -19,7 +19,7 @@ from freeprompt.engines.cuda.runtime import CudaRuntime, DeviceInfo
 from freeprompt.engines.fake import FakeBackend
 from freeprompt.engines.warm import warm_bundle
 from tests.engines.conftest import SIZE, Machine
-from tests.engines.cuda.fake_cuda import FakeCudart
+from tests.engines.cuda.fake_cuda import FakeCuda
 from tests.shapes import shapes_of
 
 without_gpu = pytest.mark.skipif(
@@ -38,7 +38,7 @@ def test_build_without_tensorrt_is_one_clear_line(tiny_bundle: Path) -> None:
     assert done.returncode == 1
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
-    assert line.startswith("freeprompt: error: TensorRT is not installed; install it with 'pip install tensorrt")
+    assert line.startswith("freeprompt: error: TensorRT is not installed; install it with 'pip install freeprompt[")
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_build_checks_its_arguments_first(tiny_bundle: Path, arguments: list[str
         (["ort:openvino,threads"], "expected option=value of ort:openvino, not 'threads'"),
         (["cuda", "--workspace", "2"], "--workspace means nothing to --backend cuda"),
         (["cpu"], "--backend cpu needs no build"),
-        (["auto"], "build takes tensorrt, cuda or ort:NAME"),
+        (["auto"], "build takes tensorrt, tensorrt-rtx, cuda or ort:NAME"),
         (["gpu"], "unknown backend 'gpu'"),
         (["ort:tensorrt", "--workspace", "2"], "--workspace means nothing to --backend ort:tensorrt"),
         (["ort:tensorrt", "--optimization-level", "5"], "--optimization-level means nothing"),
@@ -110,14 +110,14 @@ def test_doctor_explains(tiny_bundle: Path) -> None:
 def test_doctor_as_json() -> None:
     report = json.loads(run("doctor", "--json").stdout)
     assert report["chosen"] == "cpu"
-    assert {candidate["name"] for candidate in report["candidates"]} == {"tensorrt", "cuda", "cpu"}
+    assert {candidate["name"] for candidate in report["candidates"]} == {"tensorrt", "tensorrt-rtx", "cuda", "cpu"}
     cpu = report["providers"][0]
     assert (cpu["backend"], cpu["ep_name"], cpu["origin"]) == ("ort:cpu", "CPUExecutionProvider", "built in")
     assert (cpu["devices"], cpu["problem"]) == ([], None)
 
 
 def test_unknown_and_missing_backends() -> None:
-    with pytest.raises(UsageError, match="auto, cpu, cuda, tensorrt, and ort:NAME"):
+    with pytest.raises(UsageError, match="auto, cpu, cuda, tensorrt, tensorrt-rtx, and ort:NAME"):
         select.create_backend("gpu")
 
 
@@ -130,9 +130,9 @@ def test_backends_that_are_not_here(name: str) -> None:
 
 def test_auto_takes_the_best_that_has_no_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     assert select.create_backend("auto").name in ("cpu", "cuda")
-    monkeypatch.setattr(select, "tensorrt_problem", lambda bundle: "no engine")
+    monkeypatch.setattr(select, "tensorrt_problem", lambda bundle, name="tensorrt": "no engine")
     monkeypatch.setattr(select, "_cuda_problem", lambda: "no driver")
-    assert [c.problem for c in select.candidates(None)] == ["no engine", "no driver", None]
+    assert [c.problem for c in select.candidates(None)] == ["no engine", "no engine", "no driver", None]
     assert select.create_backend("auto").name == "cpu"
 
 
@@ -141,27 +141,27 @@ def test_engines_are_reported_with_the_reason_of_their_refusal(bundle: Bundle, m
     machine.trt.layers = [{"Name": "mha"}]
     machine.build(bundle, "step", rows="1")
     info = DeviceInfo(0, "GPU", "9.0", 1 << 30, "13.0", "12.9")
-    monkeypatch.setattr(doctor, "_tensorrt", lambda: ("10.3.0", None))
+    monkeypatch.setattr(doctor, "_tensorrt", lambda name: ("10.3.0", None))
     monkeypatch.setattr(doctor, "_gpu", lambda: (info, None))
     text = "\n".join(doctor.report_to_lines(doctor.examine(bundle)))
     assert "built with TensorRT 10.16.1.11, this is 10.3.0" in text
     assert "for latents 1" in text and "rows 1" in text
     assert "fused attention 1 of 8 layers" in text
     assert f"freeprompt build {bundle.path}" in text
-    monkeypatch.setattr(doctor, "_tensorrt", lambda: ("10.16.1.11", None))
+    monkeypatch.setattr(doctor, "_tensorrt", lambda name: ("10.16.1.11", None))
     assert ": usable" in "\n".join(doctor.report_to_lines(doctor.examine(bundle)))
 
 
 def test_what_cuda_says_of_the_device() -> None:
-    info = CudaRuntime(FakeCudart(limit=5 << 30)).info()
+    info = CudaRuntime(FakeCuda(limit=5 << 30).library).info()
     assert info == DeviceInfo(0, "Fake GPU", "9.0", 5 << 30, "13.0", "12.9")
 
 
 def test_no_device() -> None:
-    with pytest.raises(BackendError, match="CUDA could not find a GPU: cudaErrorNoDevice"):
-        CudaRuntime(FakeCudart(devices=0))
+    with pytest.raises(BackendError, match="CUDA could not find a GPU: CUDA_ERROR_NO_DEVICE"):
+        CudaRuntime(FakeCuda(devices=0).library)
     with pytest.raises(BackendError, match="there is no GPU 3; CUDA sees 1"):
-        CudaRuntime(FakeCudart(), device=3)
+        CudaRuntime(FakeCuda().library, device=3)
 
 
 def test_a_bundle_is_reported_with_its_graphs_and_its_weights(tiny_bundle: Path) -> None:
@@ -210,7 +210,7 @@ def test_whether_weights_fit(available: int | None, said: str) -> None:
 
 def test_an_onnxruntime_that_is_refused_is_told_and_nothing_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "__version__", "1.20.0")
-    monkeypatch.setattr(select, "tensorrt_problem", lambda bundle: "no engine")
+    monkeypatch.setattr(select, "tensorrt_problem", lambda bundle, name="tensorrt": "no engine")
     monkeypatch.setattr(select, "_cuda_problem", lambda: "no driver")
     report = doctor.examine()
     assert report.chosen == ""

@@ -1,4 +1,4 @@
-"""Metadata on disk: what version 1 wrote must be found, read and believed by whatever reads version 1."""
+"""Metadata on disk: what a version wrote must be found, read and believed by whatever reads that version."""
 
 from __future__ import annotations
 
@@ -15,15 +15,20 @@ from freeprompt.engines.onnxruntime.cuda_notes import CudaTiming, note_from_json
 from freeprompt.engines.shapes import Profile
 from freeprompt.engines.tensorrt.metadata import metadata_from_json
 
-# Written and signed by the first version, with the key 00 01 02 ... 1f.
+# Written and signed by the first version that reads them, with the key 00 01 02 ... 1f.
 PARITY = '[{"shapes":"rows 1","relative_l2":0.001,"max_abs":0.25}]'
 ENGINE = f"""
-{{"graph":"step","graph_sha256":"ab","tensorrt":"10.3.0","capability":"9.0","precision":"float16",
-"profiles":[{{"dims":{{"rows":[1,1,1]}},"slack":["texts","pinned","record_rows"]}}],"baked":true,
+{{"graph":"step","graph_sha256":"ab","backend":"tensorrt-rtx","tensorrt":"1.7.1.116","capabilities":["8.6","12.0"],
+"precision":"float16","profiles":[{{"dims":{{"rows":[1,1,1]}},"slack":["texts","pinned","record_rows"]}}],"baked":true,
 "optimization_level":3,"workspace_bytes":null,"device":"GPU","engine_sha256":"cd","engine_bytes":7,
-"build_seconds":1.5,"device_memory_bytes":4096,"layers":2,"attention_layers":8,"fused_attention":1,
-"parity":{PARITY},"parity_threshold":0.02,
-"seal":"dd436dac7493d7eaa5a34ec8fd2cf35815e6ac7f16f61e584265d91100f88fac","version":1}}"""
+"build_seconds":1.5,"peak_memory_bytes":5,"warnings":["w"],"device_memory_bytes":4096,"layers":2,"attention_layers":8,
+"fused_attention":1,"parity":{PARITY},"parity_threshold":0.02,
+"seal":"2394ad1934d8ca90f5466f48502bdb71252e49c873940243c0945634e67d4e06","version":2}}"""
+# Before TensorRT-RTX: an engine of one library for one GPU.
+FIRST = f"""
+{{"graph":"step","graph_sha256":"ab","tensorrt":"10.3.0","capability":"9.0","precision":"float16",
+"profiles":[{{"dims":{{"rows":[1,1,1]}},"slack":["texts"]}}],"baked":true,"optimization_level":3,"workspace_bytes":null,
+"parity":{PARITY},"parity_threshold":0.02,"seal":"","version":1}}"""
 # Of the second version of notes, which the first that describes the bundle's own forms wrote.
 NOTE = f"""
 {{"graph":"step","forms_sha256":"ab","onnxruntime":"1.32.0","device":"GPU","seconds":1.5,
@@ -43,12 +48,17 @@ def signature(tmp_path: Path) -> Signature:
     return Signature(key)
 
 
-def test_an_engine_of_the_first_version_is_found_read_and_believed(signature: Signature) -> None:
+def test_an_engine_of_the_second_version_is_found_read_and_believed(signature: Signature) -> None:
     found = metadata_from_json(ENGINE.encode())
-    assert found.name == "step-f65352eb0e9456f6.engine"
+    assert found.name == "step-e96c7cd63dde2b9a.engine"
     assert found.parity == (Parity("rows 1", 0.001, 0.25),) and found.passed
     assert found.profiles == (Profile({"rows": (1, 1, 1)}),)
     assert signature.holds(found)
+
+
+def test_an_engine_of_the_first_version_is_to_be_built_again() -> None:
+    with pytest.raises(BackendError, match="its metadata"):
+        metadata_from_json(FIRST.encode())
 
 
 def test_a_note_on_a_form_for_cuda_is_found_read_and_believed(signature: Signature) -> None:

@@ -1,4 +1,4 @@
-"""``freeprompt build``: engines for the GPU of this machine."""
+"""``freeprompt build``: engines, for the GPU of this machine or ahead of time for others."""
 
 from __future__ import annotations
 
@@ -21,6 +21,11 @@ for one GPU architecture and one TensorRT version. Each is compared with ONNX Ru
 one that does not agree is not kept. What was built before is not built again, so that a build that
 was interrupted goes on where it was.
 
+With --backend tensorrt-rtx no GPU is needed: engines are built here and run elsewhere, on GPUs of
+compute capability 8.0, 8.6, 8.9, 12.0 and later, or on those of --for. Where one is first loaded, its
+kernels are compiled and kept beside it, and it is compared with ONNX Runtime on the CPU. With -o they
+are built in a copy of BUNDLE, to be shipped; whoever receives it adopts the engines with --trust.
+
 With --backend ort:NAME every graph is run once at every shape on that execution provider of ONNX
 Runtime and compared with the CPU, so that an edit need not wait for what the provider compiles and
 keeps: ort:tensorrt keeps its engines in BUNDLE, others where their own options say, or nothing.
@@ -34,14 +39,22 @@ on the CPU and timed against the fused form. If it is right and not slower that 
 NOTHING_TO_BUILD = {
     "cpu": "runs the graphs as they were exported",
 }
-BUILDABLE = "tensorrt, cuda or ort:NAME"
-# Options that only TensorRT's own builder takes, by their names in the parsed arguments.
-TENSORRT_ONLY = ("range", "engines", "workspace", "optimization_level", "trust")
+TENSORRT = ("tensorrt", "tensorrt-rtx")
+BUILDABLE = "tensorrt, tensorrt-rtx, cuda or ort:NAME"
+# Options that only some backends take, by their names in the parsed arguments.
+TENSORRT_ONLY = {
+    "range": "--dynamic",
+    "engines": "--engines",
+    "workspace": "--workspace",
+    "optimization_level": "--optimization-level",
+    "trust": "--trust",
+}
+RTX_ONLY = {"targets": "--for"}
 
 
 def register(subparsers: options.Subparsers) -> None:
     """Add the command."""
-    parser = options.add_command(subparsers, "build", run, "build TensorRT engines for this machine", DESCRIPTION)
+    parser = options.add_command(subparsers, "build", run, "build TensorRT engines, here or for others", DESCRIPTION)
     add_options(parser)
 
 
@@ -54,6 +67,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default="tensorrt",
         metavar="B",
         help=f"what to build for: {BUILDABLE} (default: tensorrt); the CPU has nothing to build",
+    )
+    parser.add_argument(
+        "--for",
+        dest="targets",
+        metavar="SM,SM,...",
+        help="with tensorrt-rtx: compute capabilities of the GPUs to build for, as sm86,sm120 (default: portable)",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="OUT",
+        help="build in a copy of BUNDLE of this name; if it is there already, the build goes on in it",
     )
     parser.add_argument(
         "--size",
@@ -83,10 +108,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="batches of the U-Net of your own choice, as ROWS or ROWS:LATENTS, in place of the options above: "
         "1 is inversion, 2 generation and 2,3 an edit with one prompt",
     )
-    parser.add_argument(
+    shapes = parser.add_mutually_exclusive_group()
+    shapes.add_argument(
+        "--dynamic",
         "--range",
+        dest="range",
         action="store_true",
         help="one engine for everything from the least to the greatest size and rows; slower than exact shapes",
+    )
+    shapes.add_argument(
+        "--static", dest="range", action="store_false", help="exact shapes, which fuse and tune best (default)"
     )
     parser.add_argument(
         "--record-rows",
@@ -131,16 +162,24 @@ def run(arguments: argparse.Namespace) -> None:
         shapes.profiles(graph)
     stages = Stages(arguments.quiet)
     if spec is not None and str(spec) != "cuda":
-        _warm_provider(bundle, shapes, arguments, stages)
+        _warm_provider(_copied(bundle, arguments), shapes, arguments, stages)
         return
     if spec is not None:
         from freeprompt.cli.cuda_build import check_forms
 
-        check_forms(bundle, shapes, tuple(arguments.graph or ()), stages, arguments.quiet)
+        check_forms(_copied(bundle, arguments), shapes, tuple(arguments.graph or ()), stages, arguments.quiet)
         return
+    _build_tensorrt(bundle, shapes, arguments, stages)
+
+
+def _build_tensorrt(bundle: Bundle, shapes: Shapes, arguments: argparse.Namespace, stages: Stages) -> None:
+    from freeprompt.contract.errors import BackendError
     from freeprompt.engines.tensorrt.backend import TensorRTBackend
     from freeprompt.engines.tensorrt.bundle_build import BundleBuild, build_bundle
+    from freeprompt.engines.tensorrt.library import load_library
+    from freeprompt.engines.tensorrt.rtx import text_to_capabilities
 
+    library = load_library(arguments.backend)
     build = BundleBuild(
         shapes,
         arguments.engines,
@@ -148,18 +187,35 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.workspace,
         arguments.optimization_level,
         arguments.trust,
+        () if arguments.targets is None else text_to_capabilities(library, arguments.targets),
     )
-    backend = TensorRTBackend()
+    backend = None
+    try:
+        backend = TensorRTBackend(library)
+    except BackendError as error:
+        if not library.flavour.builds_without_gpu:
+            raise
+        stages.line(f"no GPU can be used here ({error}): engines are checked where they are first loaded")
+    bundle = _copied(bundle, arguments)
     with stages.stage("build"):
-        for outcome in build_bundle(bundle, build, backend, progress=stages.line):
+        for outcome in build_bundle(bundle, build, library, backend, stages.line):
             if not arguments.quiet:
                 print(escaped(_outcome_to_line(outcome)), flush=True)
     if not arguments.quiet:
         print(stages.summary())
 
 
+def _copied(bundle: Bundle, arguments: argparse.Namespace) -> Bundle:
+    """The bundle to build in."""
+    from pathlib import Path
+
+    from freeprompt.engines.artifacts.bundle_copy import copy_bundle
+
+    return bundle if arguments.output is None else copy_bundle(bundle, Path(arguments.output))
+
+
 def _check_backend(arguments: argparse.Namespace) -> ProviderSpec | None:
-    """The provider of ONNX Runtime to build for; None: TensorRT.
+    """The provider of ONNX Runtime to build for; None: TensorRT or TensorRT-RTX.
 
     Raises:
         UsageError: a backend that has nothing to build, or an option that means nothing to it.
@@ -173,13 +229,12 @@ def _check_backend(arguments: argparse.Namespace) -> ProviderSpec | None:
         raise UsageError(f"--backend {name} needs no build: it {NOTHING_TO_BUILD[name]}. Build for {BUILDABLE}")
     if name == "auto":
         raise UsageError(f"--backend auto is a choice among backends; build takes {BUILDABLE}")
-    if name == "tensorrt":
-        return None
     defaults = argparse.ArgumentParser()
     add_options(defaults)
-    for option in TENSORRT_ONLY:
+    unknown = {**({} if name in TENSORRT else TENSORRT_ONLY), **({} if name == "tensorrt-rtx" else RTX_ONLY)}
+    for option, flag in unknown.items():
         if getattr(arguments, option) != defaults.get_default(option):
-            raise UsageError(f"--{option.replace('_', '-')} means nothing to --backend {name}; leave it out")
+            raise UsageError(f"{flag} means nothing to --backend {name}; leave it out")
     return spec
 
 
@@ -223,16 +278,22 @@ def _shapes(bundle: Bundle, arguments: argparse.Namespace) -> Shapes:
 
 def _outcome_to_line(outcome: Outcome) -> str:
     metadata = outcome.metadata
-    worst = max((p.relative_l2 for p in metadata.parity), default=float("nan"))
-    fused = ""
-    if metadata.attention_layers:
+    found = [
+        f"{metadata.engine_bytes / 1e6:.1f} MB",
+        f"{metadata.build_seconds:.0f} s",
+        *([f"peak memory {metadata.peak_memory_bytes / 1e9:.1f} GB"] if metadata.peak_memory_bytes else []),
+        *([f"scratch {metadata.device_memory_bytes / 1e6:.1f} MB"] if metadata.layers else []),
+        f"for {metadata.targets}",
+    ]
+    if metadata.parity:
+        found.append(f"differs from ONNX Runtime by {max(p.relative_l2 for p in metadata.parity):.1e}")
+    else:
+        found.append("not yet checked: that needs a GPU")
+    if metadata.attention_layers and metadata.layers:
         count = "an unknown number" if metadata.fused_attention is None else metadata.fused_attention
-        fused = f", {count} of {metadata.attention_layers} attention layers fused"
-    return (
-        f"{outcome.how} {outcome.path.name}: {metadata.engine_bytes / 1e6:.1f} MB, "
-        f"{metadata.build_seconds:.0f} s, scratch {metadata.device_memory_bytes / 1e6:.1f} MB, "
-        f"differs from ONNX Runtime by {worst:.1e}{fused}"
-    )
+        found.append(f"{count} of {metadata.attention_layers} attention layers fused")
+    lines = [f"{outcome.how} {outcome.path.name}: {', '.join(found)}"]
+    return "\n".join([*lines, *(f"  warning: {warning}" for warning in metadata.warnings)])
 
 
 def _counts(text: str) -> tuple[int, ...]:

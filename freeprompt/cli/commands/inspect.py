@@ -97,6 +97,7 @@ def detail_lines(bundle: Bundle) -> Iterator[str]:
     yield from _half_lines(manifest)
     yield from _graph_lines(manifest)
     yield from _layer_lines(manifest)
+    yield from _engine_lines(bundle)
     yield ""
     yield from _table(
         ("file", "size", "sha256"),
@@ -167,13 +168,39 @@ def _half(manifest: Manifest) -> str:
 def _built(bundle: Bundle) -> str:
     """Engines in the bundle; whether they fit this machine is another question."""
     from freeprompt.engines.onnxruntime import cuda_notes
-    from freeprompt.engines.tensorrt import store
+    from freeprompt.engines.tensorrt.library import FLAVOURS
+    from freeprompt.engines.tensorrt.store import PATTERN
 
-    engines = len(list((bundle.engines / store.FOLDER).glob("*.engine")))
-    notes = len(list((bundle.engines / cuda_notes.FOLDER).glob("*.json")))
-    if not engines and not notes:
+    counts = {
+        f"{flavour.title} engines": len(list((bundle.engines / name).glob(PATTERN)))
+        for name, flavour in FLAVOURS.items()
+    }
+    counts["forms checked for CUDA"] = len(list((bundle.engines / cuda_notes.FOLDER).glob("*.json")))
+    found = [f"{count} {what}" for what, count in counts.items() if count]
+    if not found:
         return "no engines; the graphs run as they are"
-    return f"{engines} TensorRT engines, {notes} forms checked for CUDA (freeprompt doctor says which can be used)"
+    return f"{', '.join(found)} (--all lists them, freeprompt doctor says which can be used)"
+
+
+def _engine_lines(bundle: Bundle) -> Iterator[str]:
+    """Every engine: what it is of, by what and for what, how large, how right."""
+    from freeprompt.engines.tensorrt.library import FLAVOURS
+    from freeprompt.engines.tensorrt.store import EngineStore
+
+    for flavour in FLAVOURS.values():
+        for found in EngineStore(bundle, flavour, None).scan():
+            metadata = found.metadata
+            if metadata is None:
+                yield f"engine {found.path.name}: {found.refused}"
+                continue
+            yield (
+                f"engine {found.path.name} of {metadata.graph}: {flavour.title} {metadata.tensorrt}, "
+                f"for {metadata.targets}, {_megabytes(metadata.engine_bytes)}, SHA-256 {metadata.engine_sha256}"
+            )
+            yield from (f"  shapes {profile}{' (fixed)' if metadata.baked else ''}" for profile in metadata.profiles)
+            yield from _parity_lines(metadata.parity, metadata.parity_threshold, "ONNX Runtime on the CPU")
+            if not metadata.parity:
+                yield "  not yet checked: built without a GPU, it is checked where it is first loaded"
 
 
 def _few(notes: Mapping[str, str]) -> dict[str, str]:
@@ -216,10 +243,10 @@ def _graph_lines(manifest: Manifest) -> Iterator[str]:
         yield ""
 
 
-def _parity_lines(parity: tuple[Parity, ...], threshold: float) -> Iterator[str]:
+def _parity_lines(parity: tuple[Parity, ...], threshold: float, other: str = "PyTorch") -> Iterator[str]:
     for each in parity:
         yield (
-            f"  agrees with PyTorch to {each.relative_l2:.1e} relative L2, {each.max_abs:.1e} at most "
+            f"  agrees with {other} to {each.relative_l2:.1e} relative L2, {each.max_abs:.1e} at most "
             f"({each.shapes}; threshold {threshold:.0e})"
         )
 

@@ -1,7 +1,7 @@
-"""TensorRT's Python API over ONNX Runtime on the CPU: engines that compute, in the memory of ``FakeCudart``.
+"""TensorRT's Python API over ONNX Runtime on the CPU: engines that compute, in the memory of ``FakeCuda``.
 
-Every call of the builder is recorded. What a version lacks is absent, and a conformance test holds what is here against
-the real bindings.
+``compile`` stands for the process that builds; what is told the library's builder there is in ``told_builder``. A
+conformance test holds what is here against the real bindings.
 """
 
 from __future__ import annotations
@@ -11,13 +11,17 @@ import ctypes
 import json
 from collections.abc import Callable
 from enum import IntEnum
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 
-from tests.engines.cuda.fake_cuda import MAIN, FakeCudart
+from freeprompt.engines.tensorrt.progress import Reporter
+from freeprompt.engines.tensorrt.request import BuildRequest, Built
+from tests.engines.cuda.fake_core import MAIN
+from tests.engines.cuda.fake_cuda import FakeCuda
 
 NAMES = {"tensor(float)": "FLOAT", "tensor(float16)": "HALF", "tensor(int32)": "INT32", "tensor(int64)": "INT64"}
 NUMPY = {"FLOAT": np.float32, "HALF": np.float16, "INT32": np.int32, "INT64": np.int64}
@@ -38,48 +42,60 @@ class TensorIOMode(IntEnum):
     OUTPUT = 2
 
 
-class BaseLogger:
-    INTERNAL_ERROR, ERROR, WARNING, INFO = range(4)
+class Severity(IntEnum):
+    INTERNAL_ERROR = 0
+    ERROR = 1
+    WARNING = 2
 
-    def __init__(self) -> None:
-        pass
+
+class BaseLogger:
+    INTERNAL_ERROR: ClassVar[Any] = Severity.INTERNAL_ERROR
+    ERROR: ClassVar[Any] = Severity.ERROR
+    WARNING: ClassVar[Any] = Severity.WARNING
+
+    def log(self, severity: Any, msg: str) -> None:
+        raise NotImplementedError
 
 
 class BaseProfiler:
-    def __init__(self) -> None:
-        pass
+    def report_layer_time(self, layer_name: str, ms: float) -> None:
+        raise NotImplementedError
 
 
 class BaseMonitor:
-    def __init__(self) -> None:
-        pass
+    def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+        raise NotImplementedError
+
+    def phase_finish(self, phase_name: str) -> None:
+        raise NotImplementedError
+
+    def step_complete(self, phase_name: str, step: int) -> bool:
+        raise NotImplementedError
 
 
 class FakeTensorRT:
     """The module.
 
     Args:
-        version: what it says it is, and which names it has.
+        version: what it says it is.
         cuda: the device.
+        backend: which library it is, as of ``FLAVOURS``.
 
     Attributes:
-        calls: what the builder was told, in order.
-        parser_errors: (node, operator, description) to fail with.
-        build_errors: messages to fail a build with.
+        requests: what ``compile`` was asked for.
         layers: of the inspector's output.
         times: layers and milliseconds that a profiler is told of after each run.
         distort: applied to every output, for engines that are wrong.
         breaks_capture: the engine does something that cannot be captured.
+        diagnostics: why engines are not valid here; 0: they are.
+        compiled: kernels that engines compiled, rather than found in their runtime cache.
     """
 
-    def __init__(self, version: str, cuda: FakeCudart) -> None:
+    def __init__(self, version: str, cuda: FakeCuda, backend: str = "tensorrt") -> None:
         self.__version__ = version
         self.cuda = cuda
-        modern = not version.startswith("8.")
-        self.modern = modern
-        self.calls: list[tuple[Any, ...]] = []
-        self.parser_errors: list[tuple[str, str, str]] = []
-        self.build_errors: list[str] = []
+        self.backend = backend
+        self.requests: list[BuildRequest] = []
         self.layers: list[Any] = []
         self.times: list[tuple[str, float]] = []
         self.distort: Callable[[Any], Any] = lambda values: values
@@ -87,171 +103,59 @@ class FakeTensorRT:
         self.gpu = True
         self.builds = 0
         self.contexts = 0
+        self.diagnostics = 0
+        self.compiled = 0
         self.ILogger = BaseLogger
         self.IProfiler = BaseProfiler
+        self.IProgressMonitor = BaseMonitor
         self.DataType = DataType
         self.TensorIOMode = TensorIOMode
-        self.Builder = lambda logger: Builder(self, logger)
         self.Runtime = lambda logger: Runtime(self, logger)
-        self.OnnxParser = lambda network, logger: OnnxParser(self, network)
         enum: Any = IntEnum
-        self.MemoryPoolType = enum("MemoryPoolType", {"WORKSPACE": 0})
-        self.ProfilingVerbosity = enum("ProfilingVerbosity", {"DETAILED": 2})
         self.LayerInformationFormat = enum("LayerInformationFormat", {"JSON": 1})
-        self.TacticSource = enum("TacticSource", {"EDGE_MASK_CONVOLUTIONS": 3, "JIT_CONVOLUTIONS": 4})
-        if modern:
-            self.NetworkDefinitionCreationFlag = enum("NetworkDefinitionCreationFlag", {"STRONGLY_TYPED": 1})
-            self.BuilderFlag = enum("BuilderFlag", {"TF32": 7})
-            self.IProgressMonitor = BaseMonitor
-            strategies = {"STATIC": 0, "USER_MANAGED": 2}
-            self.ExecutionContextAllocationStrategy = enum("ExecutionContextAllocationStrategy", strategies)
-        else:
-            self.NetworkDefinitionCreationFlag = enum("NetworkDefinitionCreationFlag", {"EXPLICIT_BATCH": 0})
-            self.BuilderFlag = enum("BuilderFlag", {"TF32": 7, "FP16": 0})
+        strategies = {"STATIC": 0, "USER_MANAGED": 2}
+        self.ExecutionContextAllocationStrategy = enum("ExecutionContextAllocationStrategy", strategies)
+        if backend == "tensorrt-rtx":
+            self.ComputeCapability = enum("ComputeCapability", {"SM75": 75, "SM86": 86, "SM120": 120})
+            self.EngineValidity = enum("EngineValidity", {"VALID": 0, "SUBOPTIMAL": 1, "INVALID": 2})
+            causes = "VERSION_MISMATCH UNSUPPORTED_CC OLD_CUDA_DRIVER OLD_CUDA_RUNTIME INSUFFICIENT_GPU_MEMORY"
+            causes = f"{causes} MALFORMED_ENGINE CUDA_ERROR"
+            bits = {cause: 1 << bit for bit, cause in enumerate(causes.split())}
+            self.EngineInvalidityDiagnostics = enum("EngineInvalidityDiagnostics", bits)
+            specialization = {"LAZY": 0, "EAGER": 1, "NONE": 2}
+            self.DynamicShapesKernelSpecializationStrategy = enum("DynamicShapes", specialization)
+
+    def compile(self, request: BuildRequest, progress: Reporter) -> Built:
+        """Stands for ``build_in_child``."""
+        self.requests.append(request)
+        self.builds += 1
+        fixed = [{s.name: [p.shape(s, which) for which in range(3)] for s in request.inputs} for p in request.profiles]
+        engine = serialize(self, Path(request.model), fixed)
+        Path(request.engine).write_bytes(engine)
+        if request.timing_cache is not None:
+            Path(request.timing_cache).write_bytes(b"timings")
+        return Built(1.0, peak_memory_bytes=1 << 20)
 
 
-class Builder:
-    def __init__(self, trt: FakeTensorRT, logger: Any) -> None:
-        if not trt.gpu:
-            logger.log(BaseLogger.ERROR, "CUDA initialization failure with error: 35.")
-            raise TypeError("pybind11::init(): factory function returned nullptr")
-        self._trt, self._logger = trt, logger
-
-    def create_network(self, flags: int = 0) -> Network:
-        self._trt.calls.append(("create_network", flags))
-        return Network()
-
-    def create_builder_config(self) -> Config:
-        return Config(self._trt)
-
-    def create_optimization_profile(self) -> OptimizationProfile:
-        return OptimizationProfile(self._trt)
-
-    def build_serialized_network(self, network: Network, config: Config) -> Any:
-        trt = self._trt
-        trt.builds += 1
-        for message in trt.build_errors:
-            self._logger.log(BaseLogger.ERROR, message)
-        if trt.build_errors:
-            return None
-        monitor = getattr(config, "progress_monitor", None)
-        if monitor is not None:
-            monitor.phase_start("Building", None, 1)
-            assert monitor.step_complete("Building", 0)
-            monitor.phase_finish("Building")
-        profiles = config.profiles or [{e.name: [e.shape] * 3 for e in network.entries}]
-        engine = {"model": base64.b64encode(network.model).decode(), "version": trt.__version__, "profiles": profiles}
-        return json.dumps(engine).encode()
-
-
-class Entry:
-    def __init__(self, name: str, shape: Any) -> None:
-        self.name, self.shape = name, shape
-
-
-class Network:
-    def __init__(self) -> None:
-        self.model = b""
-        self.entries: list[Entry] = []
-
-    @property
-    def num_inputs(self) -> int:
-        return len(self.entries)
-
-    def get_input(self, index: int) -> Entry:
-        return self.entries[index]
-
-
-class Refusal:
-    def __init__(self, trt: FakeTensorRT, index: int) -> None:
-        self._parts = (index, *trt.parser_errors[index])
-        if trt.modern:
-            self.node_name = lambda: self._parts[1]
-            self.node_operator = lambda: self._parts[2]
-
-    def node(self) -> int:
-        return self._parts[0]
-
-    def desc(self) -> str:
-        return self._parts[3]
-
-
-class OnnxParser:
-    def __init__(self, trt: FakeTensorRT, network: Network) -> None:
-        self._trt, self._network = trt, network
-
-    @property
-    def num_errors(self) -> int:
-        return len(self._trt.parser_errors)
-
-    def get_error(self, index: int) -> Refusal:
-        return Refusal(self._trt, index)
-
-    def parse_from_file(self, path: str) -> bool:
-        if self._trt.parser_errors:
-            return False
-        session = open_onnx(path)
-        # With its weights: an engine needs no other file.
-        self._network.model = onnx.load(path).SerializeToString()
-        self._network.entries = [
-            Entry(v.name, tuple(d if isinstance(d, int) else -1 for d in v.shape)) for v in session.get_inputs()
-        ]
-        return True
-
-
-class OptimizationProfile:
-    def __init__(self, trt: FakeTensorRT) -> None:
-        self._trt = trt
-        self.shapes: dict[str, list[Any]] = {}
-
-    def set_shape(self, name: str, least: Any, best: Any, most: Any) -> None:
-        self.shapes[name] = [least, best, most]
-
-
-class Config:
-    def __init__(self, trt: FakeTensorRT) -> None:
-        self._trt = trt
-        self.profiles: list[Any] = []
-        self.builder_optimization_level = 3
-        self.profiling_verbosity = None
-
-    def set_memory_pool_limit(self, pool: Any, size: int) -> None:
-        self._trt.calls.append(("set_memory_pool_limit", pool.name, size))
-
-    def set_flag(self, flag: Any) -> None:
-        self._trt.calls.append(("set_flag", flag.name))
-
-    def clear_flag(self, flag: Any) -> None:
-        self._trt.calls.append(("clear_flag", flag.name))
-
-    def set_tactic_sources(self, sources: int) -> bool:
-        self._trt.calls.append(("set_tactic_sources", sources))
-        return True
-
-    def create_timing_cache(self, data: bytes) -> Any:
-        self._trt.calls.append(("create_timing_cache", bytes(data)))
-        return None if data == b"damaged" else TimingCache()
-
-    def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
-        assert isinstance(cache, TimingCache) and not ignore_mismatch
-        return True
-
-    def add_optimization_profile(self, profile: OptimizationProfile) -> int:
-        self.profiles.append(profile.shapes)
-        self._trt.calls.append(("add_optimization_profile", profile.shapes))
-        return len(self.profiles) - 1
-
-
-class TimingCache:
-    def serialize(self) -> bytes:
-        return b"timings"
+def serialize(trt: FakeTensorRT, model: Path, profiles: list[dict[str, Any]]) -> bytes:
+    # With its weights: an engine needs no other file.
+    content = base64.b64encode(onnx.load(model).SerializeToString()).decode()
+    return json.dumps({"model": content, "version": trt.__version__, "profiles": profiles}).encode()
 
 
 class Runtime:
     def __init__(self, trt: FakeTensorRT, logger: Any) -> None:
         self._trt, self._logger = trt, logger
 
-    def deserialize_cuda_engine(self, data: bytes) -> Any:
+    def get_engine_validity(self, data: bytes) -> tuple[Any, int]:
+        validity = self._trt.EngineValidity
+        return (validity.INVALID if self._trt.diagnostics else validity.VALID), self._trt.diagnostics
+
+    def deserialize_cuda_engine(self, data: bytes) -> FakeEngine | None:
+        self._trt.cuda.need_context()
+        if not self._trt.gpu:
+            self._logger.log(BaseLogger.ERROR, "CUDA initialization failure with error: 35.")
+            return None
         engine = json.loads(data)
         if engine["version"] != self._trt.__version__:
             self._logger.log(BaseLogger.ERROR, "Serialization assertion: Version tag does not match")
@@ -268,12 +172,21 @@ class FakeEngine:
         self._tensors += [(v.name, TensorIOMode.OUTPUT, NAMES[v.type]) for v in self.session.get_outputs()]
         self.num_io_tensors = len(self._tensors)
         self.num_optimization_profiles = len(self.profiles)
-        if trt.modern:
-            self.device_memory_size_v2 = SCRATCH_BYTES
-            self.create_execution_context = lambda strategy: FakeContext(trt, self, strategy.name)
-        else:
-            self.device_memory_size = SCRATCH_BYTES
-            self.create_execution_context_without_device_memory = lambda: FakeContext(trt, self, "USER_MANAGED")
+        self.device_memory_size_v2 = SCRATCH_BYTES
+
+    def create_execution_context(self, how: Any) -> FakeContext:
+        self._trt.cuda.need_context()
+        if isinstance(how, RuntimeConfig):
+            assert how.dynamic_shapes_kernel_specialization_strategy.name == "EAGER" and how._cache is not None
+            if b"kernels" not in how._cache._content:
+                how._cache._content = b"kernels"
+                self._trt.compiled += 1
+            how = how._strategy
+        return FakeContext(self._trt, self, how.name)
+
+    def create_runtime_config(self) -> RuntimeConfig:
+        assert self._trt.backend == "tensorrt-rtx"
+        return RuntimeConfig()
 
     def get_tensor_name(self, index: int) -> str:
         name: str = self._tensors[index][0]
@@ -287,6 +200,33 @@ class FakeEngine:
 
     def create_engine_inspector(self) -> Inspector:
         return Inspector(self._trt)
+
+
+class RuntimeConfig:
+    _strategy: Any = None
+    dynamic_shapes_kernel_specialization_strategy: Any = None
+    _cache: RuntimeCache | None = None
+
+    def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
+        self._strategy = strategy
+
+    def create_runtime_cache(self) -> RuntimeCache:
+        return RuntimeCache()
+
+    def set_runtime_cache(self, cache: Any) -> bool:
+        self._cache = cache
+        return True
+
+
+class RuntimeCache:
+    _content = b""
+
+    def serialize(self) -> bytes:
+        return self._content
+
+    def deserialize(self, blob: bytes) -> bool:
+        self._content = blob
+        return True
 
 
 class Inspector:
@@ -309,8 +249,6 @@ class FakeContext:
         self._outputs: dict[str, tuple[int, ...]] = {}
         self.device_memory = 0
         self.profiler: Any = None
-        if trt.modern:
-            self.set_device_memory = self._set_device_memory
 
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:
         if not 0 <= index < len(self._engine.profiles):
@@ -355,27 +293,27 @@ class FakeContext:
                 self.profiler.report_layer_time(name, ms)
         return True
 
-    def _set_device_memory(self, address: int, size: int) -> None:
+    def set_device_memory(self, address: int, size: int) -> None:
         assert size >= SCRATCH_BYTES
         self.device_memory = address
 
     def _compute(self, scratch: int, addresses: dict[str, int], shapes: dict[str, tuple[int, ...]]) -> None:
         cuda, session = self._trt.cuda, self._engine.session
-        cuda.check(scratch, SCRATCH_BYTES)
+        cuda.reach(scratch, SCRATCH_BYTES)
         feeds = {}
         for value in session.get_inputs():
             dtype = np.dtype(NUMPY[NAMES[value.type]])
             feeds[value.name] = read(cuda, addresses[value.name], shapes[value.name], dtype)
         for value, array in zip(session.get_outputs(), session.run(None, feeds)):
             result = np.ascontiguousarray(self._trt.distort(array).astype(array.dtype))
-            cuda.check(addresses[value.name], result.nbytes)
+            cuda.reach(addresses[value.name], result.nbytes)
             ctypes.memmove(addresses[value.name], result.ctypes.data, result.nbytes)
 
 
-def read(cuda: FakeCudart, address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+def read(cuda: FakeCuda, address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
     """A copy of device memory."""
     result = np.empty(shape, dtype)
-    cuda.check(address, result.nbytes)
+    cuda.reach(address, result.nbytes)
     ctypes.memmove(result.ctypes.data, address, result.nbytes)
     return result
 

@@ -1,4 +1,4 @@
-"""Building engines: what the builder is told by version, what is refused and why, on fakes."""
+"""Building engines: what is built, what is kept, what is refused and why, on fakes."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ import pytest
 
 from freeprompt.contract.bundle import Bundle
 from freeprompt.contract.errors import BackendError, UsageError
-from freeprompt.contract.manifest import Float32Part, HalfPrecision
 from freeprompt.engines.artifacts.signature import Signature
 from freeprompt.engines.shapes import Profile, Shapes, choose_profile
-from freeprompt.engines.tensorrt.builder import BuilderSettings
-from freeprompt.engines.tensorrt.bundle_build import BundleBuild, build_bundle
+from freeprompt.engines.tensorrt.bundle_build import BundleBuild
 from freeprompt.engines.tensorrt.engine import text_to_inspection
-from freeprompt.engines.tensorrt.library import at_least, explain
+from freeprompt.engines.tensorrt.library import FLAVOURS, at_least, explain
 from freeprompt.engines.tensorrt.metadata import metadata_from_json
 from freeprompt.engines.tensorrt.progress import BuildProgress
+from freeprompt.engines.tensorrt.request import BuilderSettings
 from freeprompt.engines.tensorrt.store import EngineStore
 from freeprompt.engines.tensorrt.store import Machine as Target
 from freeprompt.runtime.plan.shapes import Batch
@@ -33,59 +32,18 @@ from tests.shapes import shapes_of
 GRAPH = "text_encoder"  # the quickest
 
 
-def flags(machine: Machine, kind: str) -> list[Any]:
-    return [call[1] for call in machine.trt.calls if call[0] == kind]
-
-
 def refusals(machine: Machine, bundle: Bundle, trust: bool = False) -> list[str]:
-    return [str(f.refused) for f in EngineStore(bundle, machine.backend.machine, trust).scan()]
-
-
-def test_strongly_typed_where_it_exists(bundle: Bundle) -> None:
-    machine = Machine.create("10.3.0")
-    machine.build(bundle, GRAPH)
-    assert flags(machine, "create_network") == [1 << 1]
-    assert flags(machine, "set_flag") == []
-    assert flags(machine, "clear_flag") == ["TF32"]
-    assert flags(machine, "set_tactic_sources") == []
-
-
-def test_flags_of_the_old_version(bundle: Bundle) -> None:
-    machine = Machine.create("8.6.1")
-    half = replace(bundle, manifest=replace(bundle.manifest, precision="float16"))
-    machine.build(half, GRAPH)
-    assert flags(machine, "create_network") == [1 << 0]
-    assert flags(machine, "set_flag") == ["FP16"]
-    assert flags(machine, "set_tactic_sources") == [1 << 3 | 1 << 4]
-
-
-def test_float32_is_not_halved_by_the_old_version(bundle: Bundle) -> None:
-    machine = Machine.create("8.6.1")
-    machine.build(bundle, GRAPH)
-    assert flags(machine, "set_flag") == []
-
-
-@pytest.mark.parametrize(("owner", "graph"), [("text_encoder", "text_encoder"), ("unet", "step")])
-def test_parts_that_must_stay_float32_are_not_left_to_the_old_version(bundle: Bundle, owner: str, graph: str) -> None:
-    """It may halve whatever it likes; from 10 on the graph decides."""
-    part = Float32Part(owner, "layers.3", "activations reach 7e+04, more than 1.638e+04")
-    half = HalfPrecision(16376.0, {}, {}, (part,))
-    kept = replace(bundle, manifest=replace(bundle.manifest, precision="float16", half_precision=half))
-    old = Machine.create("8.6.1")
-    with pytest.raises(BackendError, match=rf"graph {graph} has 1 parts .*layers\.3.*TensorRT 10\.3 or later"):
-        old.build(kept, graph)
-    assert list(EngineStore(bundle, old.backend.machine).scan()) == []
-    other = "vae_decoder" if owner == "unet" else "vae_encoder"
-    old.build(kept, other)
-    Machine.create("10.3.0").build(kept, GRAPH)
+    return [str(f.refused) for f in machine.store(bundle, trust).scan()]
 
 
 def test_settings_reach_the_builder(bundle: Bundle) -> None:
     shapes = shapes_of(bundle.manifest, SIZE, rows="1")
     build = BundleBuild(shapes, graphs=(GRAPH,), workspace_bytes=1 << 22, optimization_level=5)
     machine = Machine.create()
-    (outcome,) = build_bundle(bundle, build, machine.backend)
-    assert ("set_memory_pool_limit", "WORKSPACE", 1 << 22) in machine.trt.calls
+    (outcome,) = machine.run(bundle, build)
+    (request,) = machine.trt.requests
+    assert request.settings == BuilderSettings(1 << 22, 5)
+    assert request.backend == "tensorrt" and request.inputs == bundle.manifest.graph(GRAPH).inputs
     assert (outcome.metadata.workspace_bytes, outcome.metadata.optimization_level) == (1 << 22, 5)
 
 
@@ -128,24 +86,26 @@ def test_what_was_built_is_kept_and_its_metadata_tells_all(bundle: Bundle) -> No
     (second,) = machine.build(bundle, "step", rows="2")
     assert (first.how, second.how, machine.trt.builds) == ("built", "kept", 1)
     metadata = metadata_from_json(first.path.with_suffix(".json").read_bytes())
-    assert metadata.tensorrt == "10.16.1.11" and metadata.capability == "9.0" and metadata.device == "Fake GPU"
+    assert metadata.tensorrt == "10.16.1.11" and metadata.capabilities == ("9.0",) and metadata.device == "Fake GPU"
+    assert metadata.backend == "tensorrt" and metadata.peak_memory_bytes == 1 << 20
     assert metadata.fused_attention == 1 and metadata.layers == 2 and metadata.attention_layers == 8
     assert metadata.device_memory_bytes == 4096
     assert metadata.engine_bytes == first.path.stat().st_size
     assert len(metadata.parity) == 1 and metadata.parity[0].relative_l2 < 1e-5
     assert metadata.passed and Signature().holds(metadata)
     assert (bundle.engines / "tensorrt" / "timing-10.16.1.11-9.0.cache").read_bytes() == b"timings"
-    machine.build(bundle, "step", rows="3")
-    assert ("create_timing_cache", b"timings") in machine.trt.calls
 
 
-def test_a_damaged_timing_cache_is_begun_anew(bundle: Bundle) -> None:
-    folder = bundle.engines / "tensorrt"
-    folder.mkdir(parents=True)
-    (folder / "timing-10.16.1.11-9.0.cache").write_bytes(b"damaged")
+def test_an_engine_that_was_damaged_is_built_again(bundle: Bundle) -> None:
     machine = Machine.create()
-    machine.build(bundle, GRAPH)
-    assert flags(machine, "create_timing_cache") == [b"damaged", b""]
+    (first,) = machine.build(bundle, GRAPH)
+    whole = first.path.read_bytes()
+    first.path.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+    (second,) = machine.build(bundle, GRAPH)
+    assert second.how == "built" and first.path.read_bytes() == whole
+    first.path.write_bytes(whole[:-1])
+    (third,) = machine.build(bundle, GRAPH)
+    assert third.how == "built" and first.path.read_bytes() == whole
 
 
 def test_an_engine_that_is_wrong_is_not_kept(bundle: Bundle) -> None:
@@ -159,38 +119,15 @@ def test_an_engine_that_is_wrong_is_not_kept(bundle: Bundle) -> None:
     assert not list((bundle.engines / "tensorrt").glob("*.engine"))
 
 
-def test_the_node_that_the_parser_refuses_is_named(machine: Machine, bundle: Bundle) -> None:
-    machine.trt.parser_errors = [("/up/attn/Softmax", "Softmax", "axis out of range")]
-    where = r"node 0" if machine.trt.__version__.startswith("8") else r"node /up/attn/Softmax \(Softmax\)"
-    with pytest.raises(BackendError, match=where + ": axis out of range"):
-        machine.build(bundle, GRAPH)
-
-
-@pytest.mark.parametrize(
-    ("message", "said"),
-    [
-        ("Requested amount of GPU memory (123 bytes) could not be allocated. OutOfMemory", "smaller --workspace"),
-        ("Could not find any implementation for node {ForeignNode[a...b]}.", r"node \{ForeignNode\[a...b\]\}"),
-        ("CUDA initialization failure with error: 35", "no GPU that it can use"),
-        ("Something else", "Something else"),
-    ],
-)
-def test_why_a_build_failed(bundle: Bundle, message: str, said: str) -> None:
-    machine = Machine.create()
-    machine.trt.build_errors = [message, "Engine could not be created because build failed"]
-    with pytest.raises(BackendError, match=rf"could not build text_encoder: .*{said}"):
-        machine.build(bundle, GRAPH)
-
-
 def test_no_reason_is_a_reason() -> None:
     assert explain([]) == "it gave no reason"
 
 
-def test_without_a_gpu_the_builder_does_not_start(bundle: Bundle) -> None:
+def test_without_a_gpu_there_is_nothing_to_build_on(bundle: Bundle) -> None:
     machine = Machine.create()
-    machine.trt.gpu = False
-    with pytest.raises(BackendError, match="could not start its builder: there is no GPU"):
-        machine.build(bundle, GRAPH)
+    build = BundleBuild(shapes_of(bundle.manifest, SIZE, rows="1"), graphs=(GRAPH,))
+    with pytest.raises(UsageError, match=r"TensorRT 10\.16\.1\.11 builds on the GPU that runs the engines"):
+        machine.run(bundle, build, gpu=False)
 
 
 def test_engines_of_another_machine_are_refused(bundle: Bundle) -> None:
@@ -198,7 +135,7 @@ def test_engines_of_another_machine_are_refused(bundle: Bundle) -> None:
     machine.build(bundle, GRAPH)
 
     def reason(target: Target | None) -> str:
-        (found,) = EngineStore(bundle, target).scan()
+        (found,) = EngineStore(bundle, machine.backend.library.flavour, target).scan()
         return str(found.refused)
 
     assert reason(machine.backend.machine) == "None"
@@ -238,7 +175,7 @@ def test_an_engine_is_read_once(bundle: Bundle, monkeypatch: pytest.MonkeyPatch,
     """What was hashed is what is loaded, not what lies there a moment later."""
     machine = Machine.create()
     (outcome,) = machine.build(bundle, GRAPH)
-    store = EngineStore(bundle, machine.backend.machine)
+    store = machine.store(bundle)
     (found,) = store.usable(GRAPH)
     engine, opened = outcome.path.read_bytes(), os.open
     other = tmp_path / "other"
@@ -259,7 +196,7 @@ def test_an_engine_is_read_once(bundle: Bundle, monkeypatch: pytest.MonkeyPatch,
 def test_an_engine_that_is_no_plain_file(bundle: Bundle) -> None:
     machine = Machine.create()
     (outcome,) = machine.build(bundle, GRAPH)
-    store = EngineStore(bundle, machine.backend.machine)
+    store = machine.store(bundle)
     (found,) = store.usable(GRAPH)
     outcome.path.unlink()
     outcome.path.mkdir()
@@ -299,18 +236,18 @@ def test_engines_from_elsewhere_are_loaded_only_when_adopted(
         machine.backend.open(bundle, GRAPH)
     assert refusals(machine, bundle, trust=True) == ["None"]
     build = BundleBuild(shapes_of(bundle.manifest, SIZE, rows="1,2,3"), graphs=(GRAPH,), trust=True)
-    how = [outcome.how for outcome in build_bundle(bundle, build, machine.backend)]
+    how = [outcome.how for outcome in machine.run(bundle, build)]
     assert how == ["adopted", "kept"]
     assert refusals(machine, bundle) == ["None"]
     machine.backend.open(bundle, GRAPH)
 
 
 def test_a_second_build_waits_for_the_first(bundle: Bundle) -> None:
-    store = EngineStore(bundle, Target("10.3", "9.0"))
+    store = EngineStore(bundle, FLAVOURS["tensorrt"], None)
     order = []
 
     def second() -> None:
-        with EngineStore(bundle, Target("10.3", "9.0")).lock("x"):
+        with EngineStore(bundle, FLAVOURS["tensorrt"], None).lock("x"):
             order.append("second")
 
     with store.lock("x"):
@@ -349,7 +286,7 @@ def test_lost_fusion_is_told(bundle: Bundle) -> None:
     lines: list[str] = []
     machine.trt.layers = [{"Name": "softmax"}]
     build = BundleBuild(shapes_of(bundle.manifest, SIZE, rows="1"), graphs=("step",))
-    list(build_bundle(bundle, build, machine.backend, progress=lines.append))
+    machine.run(bundle, build, lines.append)
     assert "step: only 0 fused attention kernels for 8 attention layers; expect it to be slow" in lines
 
 
@@ -373,13 +310,13 @@ def test_versions_are_compared_as_numbers() -> None:
     class Library:
         __version__ = "10.16.1.11"
 
-    assert at_least(Library, "10.3") and at_least(Library, "8.6") and not at_least(Library, "11.0")
+    assert at_least(Library, "10.3") and at_least(Library, "9.8") and not at_least(Library, "11.0")
 
 
 def test_settings_that_cannot_be() -> None:
     with pytest.raises(UsageError):
-        BuilderSettings("float32", workspace_bytes=5)
+        BuilderSettings(workspace_bytes=5)
     with pytest.raises(UsageError):
-        BuilderSettings("float32", optimization_level=6)
+        BuilderSettings(optimization_level=6)
     with pytest.raises(UsageError):
         BundleBuild(Shapes({}), engines="speed")
