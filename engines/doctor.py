@@ -25,7 +25,7 @@ PACKAGES = (
     "numpy",
     "onnxruntime",
     "onnxruntime-gpu",
-    "cuda-python",
+    "cuda-core",
     "cuda-bindings",
     "tensorrt",
     "tensorrt-cu12",
@@ -280,6 +280,6 @@ def _advice(
         yield f"for --backend {rtx.backend}: freeprompt build {unbuilt.path} --backend {rtx.backend}"
     if versions["tensorrt"] is None:
         major = int(gpu.driver.split(".")[0])
-        yield f"for --backend tensorrt: pip install tensorrt-cu{min(13, major)}"
+        yield f"for --backend tensorrt: pip install 'freeprompt[tensorrt-cu{min(13, major)}]'"
     elif unbuilt is not None:
         yield f"for --backend tensorrt: freeprompt build {unbuilt.path}"

@@ -17,7 +17,7 @@ from freeprompt.contract.bundle import Bundle
 from freeprompt.contract.errors import BackendError
 from freeprompt.contract.session import Backend, NumpyArray
 from freeprompt.engines.comparison import seeded_inputs
-from freeprompt.engines.cuda.runtime import import_cudart
+from freeprompt.engines.cuda.runtime import CudaRuntime
 from freeprompt.runtime.plan.shapes import Batch
 
 ROWS = (1, 2, 3, 4, 6, 8)
@@ -138,11 +138,10 @@ def time_edits(bundle: Bundle, backend: Backend, effort: Effort, record: str) ->
 def device_bytes() -> int | None:
     """Device memory in use by everything on the GPU; None without one."""
     try:
-        cudart = import_cudart()
-        error, free, total = cudart.cudaMemGetInfo()
-    except (BackendError, ValueError):
+        free, total = CudaRuntime().memory()
+    except BackendError:
         return None
-    return int(total) - int(free) if error == cudart.cudaError_t.cudaSuccess else None
+    return total - free
 
 
 def measure_backend(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from freeprompt.engines.cuda.memory import (
     round_up,
     shape_to_bytes,
 )
+
+if TYPE_CHECKING:
+    from freeprompt.engines.cuda.api import Buffer
 
 # Larger and rarer than tables: one may be on its way while the next is written.
 STAGING_SLOTS = 2
@@ -57,8 +60,6 @@ class FixedBuffers:
         self._pool = pool
         self._inputs = {tensor.name: tensor for tensor in inputs}
         self._outputs = outputs
-        self.addresses: dict[str, int] = {}
-        self._buffers = []
         self._offsets: dict[str, int] = {}
         self._loaded: dict[str, weakref.ref[CudaArray]] = {}
         size = 0
@@ -66,22 +67,23 @@ class FixedBuffers:
             if tensor.is_table:
                 self._offsets[tensor.name] = size
                 size += round_up(tensor.nbytes)
-        self._table_bytes = size
-        self._tables = pool.take(size) if size else None
         self._ring: UploadRing | None = UploadRing(pool.cuda, size) if size else None
         # For arrays of the host that are no tables, by name; made when the first one comes.
         self._staging: dict[str, UploadRing] = {}
-        if self._tables is not None:
-            pool.cuda.clear(self._tables.address, self._tables.size)
+        self._tables = pool.take(size) if size else None
+        self._buffers = [] if self._tables is None else [self._tables]
+        self._places: dict[str, Buffer] = {}
         for tensor in (*inputs, *outputs):
-            if tensor.name in self._offsets:
-                assert self._tables is not None
-                self.addresses[tensor.name] = self._tables.address + self._offsets[tensor.name]
-                continue
-            buffer = pool.take(tensor.nbytes)
-            pool.cuda.clear(buffer.address, buffer.size)
-            self._buffers.append(buffer)
-            self.addresses[tensor.name] = buffer.address
+            if self._tables is not None and tensor.name in self._offsets:
+                place = pool.cuda.part(self._tables, tensor.nbytes, self._offsets[tensor.name])
+            else:
+                self._buffers.append(pool.take(tensor.nbytes))
+                place = pool.cuda.part(self._buffers[-1], tensor.nbytes)
+            self._places[tensor.name] = place
+        self.addresses = {name: int(place.handle) for name, place in self._places.items()}
+        with pool.cuda.calls("clear device memory"):
+            for buffer in self._buffers:
+                buffer.fill(0, stream=pool.cuda.stream)
 
     def load(self, feeds: Mapping[str, Feed]) -> None:
         """Enqueue the copies of all inputs; the host does not wait, wherever a feed lies.
@@ -105,14 +107,14 @@ class FixedBuffers:
                 self._stage(tensor, values)
         if tables:
             assert self._ring is not None and self._tables is not None
-            self._ring.send(self._tables.address, tables, self._table_bytes)
+            self._ring.send(self._tables, tables)
         for tensor, array in placed:
             last = self._loaded.get(tensor.name)
             # An array never changes, so the same one needs no second copy; but tables are overwritten by each upload.
             if not tensor.is_table and last is not None and last() is array:
                 continue
             array.settle()
-            self._pool.cuda.copy(self.addresses[tensor.name], array.address, array.nbytes)
+            self._copy(array.content, self._places[tensor.name])
             self._loaded[tensor.name] = weakref.ref(array)
 
     def outputs(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, CudaArray]:
@@ -120,7 +122,7 @@ class FixedBuffers:
         result = {}
         for tensor in self._outputs:
             array = self._pool.array(shapes[tensor.name], tensor.dtype)
-            self._pool.cuda.copy(array.address, self.addresses[tensor.name], array.nbytes)
+            self._copy(self._places[tensor.name], array.content)
             result[tensor.name] = array
         return result
 
@@ -129,8 +131,14 @@ class FixedBuffers:
         ring = self._staging.get(tensor.name)
         if ring is None:
             ring = self._staging[tensor.name] = UploadRing(self._pool.cuda, tensor.nbytes, STAGING_SLOTS)
-        ring.send(self.addresses[tensor.name], {0: values}, values.nbytes)
+        ring.send(self._pool.cuda.part(self._places[tensor.name], values.nbytes), {0: values})
         self._loaded.pop(tensor.name, None)
+
+    def _copy(self, source: Buffer, target: Buffer) -> None:
+        """Enqueue a copy of as much as both hold: an array may be shorter than its place."""
+        cuda, size = self._pool.cuda, min(source.size, target.size)
+        with cuda.calls(f"copy {size} bytes"):
+            cuda.part(source, size).copy_to(cuda.part(target, size), stream=cuda.stream)
 
     def close(self) -> None:
         """Give all memory back."""
@@ -138,7 +146,5 @@ class FixedBuffers:
             if ring is not None:
                 ring.close()
         self._staging.clear()
-        if self._tables is not None:
-            self._pool.give_back(self._tables)
         while self._buffers:
             self._pool.give_back(self._buffers.pop())

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from freeprompt.engines.cuda.runtime import CudaRuntime
+
+if TYPE_CHECKING:
+    from freeprompt.engines.cuda.api import Graph
 
 
 class Launcher:
@@ -22,7 +26,7 @@ class Launcher:
         self._enqueue = enqueue
         self._capturing = capture
         self._warm = False
-        self._graph: Any | None = None
+        self._graph: Graph | None = None
         self.fallback: str | None = None  # why nothing is captured, once that was tried
 
     @property
@@ -34,7 +38,8 @@ class Launcher:
         if self._graph is None and self._warm and self._capturing:
             self._capture()
         if self._graph is not None:
-            self._cuda.launch(self._graph)
+            with self._cuda.calls("launch a graph"):
+                self._graph.launch(self._cuda.stream)
         else:
             self._enqueue()
             self._warm = True
@@ -45,14 +50,22 @@ class Launcher:
         if graph is not None:
             # A launch of it may still be on its way.
             self._cuda.synchronize()
-            self._cuda.destroy_graph(graph)
+            with self._cuda.calls("destroy a graph"):
+                graph.close()
 
     def _capture(self) -> None:
+        with self._cuda.calls("begin a capture"):
+            builder = self._cuda.stream.create_graph_builder()
         try:
-            self._cuda.begin_capture()
+            # Calls from other threads do not disturb it.
+            builder.begin_building("thread_local")
             self._enqueue()
-            self._graph = self._cuda.end_capture()
+            self._graph = builder.end_building().complete()
         except Exception as error:  # whatever an engine does that cannot be captured
-            self._cuda.abort_capture()
             self._capturing = False
             self.fallback = str(error)
+        finally:
+            # Ends a capture that is still going on, so that the stream can be used as before; what was wrong with it is
+            # known by then.
+            with contextlib.suppress(Exception):
+                builder.close()

@@ -5,8 +5,7 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,18 +13,13 @@ from freeprompt.contract.errors import BackendError
 from freeprompt.contract.session import NumpyArray
 from freeprompt.engines.cuda.runtime import CudaRuntime
 
-# What cudaMalloc aligns to; smaller requests share one size, so that they can be given out again.
+if TYPE_CHECKING:
+    from freeprompt.engines.cuda.api import Buffer
+
+# What CUDA aligns to; smaller requests share one size, so that they can be given out again.
 ALIGNMENT = 256
 # Uploads of a step that may be on their way before the host waits for the first of them.
 UPLOAD_SLOTS = 4
-
-
-@dataclass(frozen=True)
-class Buffer:
-    """A piece of device memory."""
-
-    address: int
-    size: int
 
 
 class Arrival:
@@ -69,6 +63,9 @@ class CudaArray(ShapedMemory):
 
     Args:
         arrival: what has to be waited for before the content, or the buffer, is used.
+
+    Attributes:
+        content: its bytes, without those that the buffer has more.
     """
 
     def __init__(
@@ -81,15 +78,15 @@ class CudaArray(ShapedMemory):
     ) -> None:
         super().__init__(shape, dtype)
         self._pool = pool
-        self._buffer = buffer
         self._arrival = arrival
+        self.content = pool.cuda.part(buffer, self.nbytes)
         finalizer = weakref.finalize(self, pool.give_back, buffer, arrival)
         # At exit the driver frees everything itself, and may be gone before this would run.
         finalizer.atexit = False
 
     @property
     def address(self) -> int:
-        return self._buffer.address
+        return int(self.content.handle)
 
     def belongs_to(self, pool: DevicePool) -> bool:
         return self._pool is pool
@@ -103,7 +100,10 @@ class CudaArray(ShapedMemory):
     def numpy(self) -> NumpyArray:
         self.settle()
         result = np.empty(self._shape, self._dtype)
-        self._pool.cuda.download(result.ctypes.data, self.address, result.nbytes)
+        cuda = self._pool.cuda
+        with cuda.calls(f"copy {result.nbytes} bytes from the device"):
+            self.content.copy_to(cuda.view(result.ctypes.data, result.nbytes, result), stream=cuda.stream)
+            cuda.stream.sync()
         result.setflags(write=False)
         return result
 
@@ -129,21 +129,19 @@ class DevicePool:
         """
         size = round_up(size)
         kept = self._free.get(size)
-        if kept:
-            buffer = kept.pop()
-        else:
-            address = self.cuda.allocate(size)
-            if address is None:
+        buffer = kept.pop() if kept else None
+        if buffer is None:
+            buffer = self.cuda.allocate(size)
+            if buffer is None:
                 self.trim()
-                address = self.cuda.allocate(size)
-            if address is None:
+                buffer = self.cuda.allocate(size)
+            if buffer is None:
                 free, total = self.cuda.memory()
                 raise BackendError(
                     f"the GPU has no {size / 1e6:.1f} MB left: {free / 1e6:.0f} of {total / 1e6:.0f} MB are free, "
                     f"this backend holds {self.used_bytes / 1e6:.0f} MB. "
                     "Close other programs on the GPU, or use fewer rows, a smaller size or the memory profile"
                 )
-            buffer = Buffer(address, size)
         self.used_bytes += size
         self.peak_bytes = max(self.peak_bytes, self.used_bytes)
         return buffer
@@ -157,9 +155,11 @@ class DevicePool:
     def trim(self) -> None:
         """Free everything that is kept for later."""
         kept, self._free = self._free, {}
-        for buffers in kept.values():
-            for buffer in buffers:
-                self.cuda.free(buffer.address)
+        with self.cuda.calls("free device memory"):
+            for buffers in kept.values():
+                for buffer in buffers:
+                    buffer.close(self.cuda.stream)
+        self.cuda.release()
 
     def array(self, shape: tuple[int, ...], dtype: np.dtype[Any], arrival: Arrival | None = None) -> CudaArray:
         """A new array of any content, to be filled once."""
@@ -169,9 +169,11 @@ class DevicePool:
         """A copy of host memory."""
         values = np.ascontiguousarray(values)
         result = self.array(values.shape, values.dtype)
-        self.cuda.upload(result.address, values.ctypes.data, values.nbytes)
-        # The source is the caller's: it must be read before this returns.
-        self.cuda.synchronize()
+        source = self.cuda.view(values.ctypes.data, values.nbytes, values)
+        with self.cuda.calls(f"copy {values.nbytes} bytes to the device"):
+            source.copy_to(result.content, stream=self.cuda.stream)
+            # The source is the caller's: it must be read before this returns.
+            self.cuda.stream.sync()
         return result
 
 
@@ -188,34 +190,37 @@ class UploadRing:
         self._cuda = cuda
         self._slots = slots
         self._events = [cuda.create_event() for _ in range(slots)]
-        self._addresses = [cuda.allocate_host(size) for _ in range(slots)]
-        self._views = [host_view(address, size) for address in self._addresses]
-        for view in self._views:
+        self._buffers = [cuda.allocate_host(size) for _ in range(slots)]
+        for buffer in self._buffers:
             # A table may be shorter than its place; what follows it is an index too, and must be a valid one.
-            view[:] = 0
+            host_view(buffer)[:] = 0
         self._next = 0
+        self._finalizer = cuda.finish_before(self)
 
-    def send(self, target: int, tables: Mapping[int, NumpyArray], size: int) -> None:
-        """Enqueue copying ``tables``, by their offsets, to ``target``: the first ``size`` bytes."""
+    def send(self, target: Buffer, tables: Mapping[int, NumpyArray]) -> None:
+        """Enqueue copying ``tables``, by their offsets, to ``target``, which is written as a whole."""
         slot, self._next = self._next, (self._next + 1) % self._slots
-        self._cuda.wait_event(self._events[slot])
-        view = self._views[slot]
-        for offset, values in tables.items():
-            flat = np.ascontiguousarray(values).view(np.uint8).reshape(-1)
-            view[offset : offset + flat.size] = flat
-        self._cuda.upload(target, self._addresses[slot], size)
-        self._cuda.record_event(self._events[slot])
+        event, buffer = self._events[slot], self._cuda.part(self._buffers[slot], target.size)
+        with self._cuda.calls(f"copy {target.size} bytes to the device"):
+            event.sync()
+            view = host_view(buffer)
+            for offset, values in tables.items():
+                flat = np.ascontiguousarray(values).view(np.uint8).reshape(-1)
+                view[offset : offset + flat.size] = flat
+            buffer.copy_to(target, stream=self._cuda.stream)
+            self._cuda.stream.record(event)
 
     def close(self) -> None:
+        self._finalizer.detach()
         self._cuda.synchronize()
-        self._views.clear()
-        while self._addresses:
-            self._cuda.free_host(self._addresses.pop())
+        with self._cuda.calls("free locked host memory"):
+            while self._buffers:
+                self._buffers.pop().close()
 
 
-def host_view(address: int, size: int) -> NumpyArray:
-    """The bytes of page-locked host memory, to read and write."""
-    view: NumpyArray = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
+def host_view(buffer: Buffer) -> NumpyArray:
+    """The bytes of page-locked host memory, to read and write while the buffer is held."""
+    view: NumpyArray = np.ctypeslib.as_array((ctypes.c_uint8 * buffer.size).from_address(int(buffer.handle)))
     return view
 
 

@@ -1,27 +1,37 @@
-"""The CUDA runtime as NVIDIA's cuda-python package gives it: every call checked, errors in this project's terms.
-
-cuda-python returns (error, results...) tuples and raises nothing; two layouts of it are in use,
-``cuda.bindings.runtime`` (12.6 and later) and ``cuda.cudart`` before. Addresses and streams are plain integers here, so
-that TensorRT and ONNX Runtime take them as they are.
-"""
+"""CUDA on one device, as NVIDIA's cuda.core gives it: its objects are used as they are, its errors are translated."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
-import warnings
+import threading
+import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from freeprompt.contract.errors import BackendError
 
-INSTALL = "install cuda-python (pip install 'cuda-python>=12.6') and an NVIDIA driver"
-_MODULES = ("cuda.bindings.runtime", "cuda.cudart")
+if TYPE_CHECKING:
+    from freeprompt.engines.cuda.api import Buffer, Core, Device, DeviceMemoryResource, Driver, Event, Stream
+
+INSTALL = (
+    "install cuda-core and cuda-bindings for the driver's version of CUDA (pip install 'cuda-core[cu12]' or "
+    "'cuda-core[cu13]'; the extras gpu, tensorrt-cu12 and tensorrt-cu13 have them), and an NVIDIA driver"
+)
+# Of cuda.core.
+OLDEST_CUDA = 12
 
 
 @dataclass(frozen=True)
 class DeviceInfo:
-    """One GPU. ``capability`` is the compute capability, "9.0"; versions are CUDA's, "13.0"."""
+    """One GPU.
+
+    Attributes:
+        capability: the compute capability, "9.0".
+        driver: the newest CUDA that the driver knows, "13.0".
+        runtime: the CUDA that cuda-bindings are of.
+    """
 
     index: int
     name: str
@@ -31,201 +41,177 @@ class DeviceInfo:
     runtime: str
 
 
-def import_cudart() -> Any:
-    """The module with the runtime's functions.
+@dataclass(frozen=True)
+class Library:
+    """cuda.core, and the driver's own functions for what it does not tell."""
+
+    core: Core
+    driver: Driver
+
+
+def import_cuda() -> Library:
+    """The modules.
 
     Raises:
-        BackendError: cuda-python is not installed, or cannot find CUDA's libraries.
+        BackendError: they are not installed, or do not fit each other.
     """
-    problem: Exception | None = None
-    for name in _MODULES:
-        try:
-            with warnings.catch_warnings():
-                # The old module of a newer package warns that it moved; the new one was tried first.
-                warnings.simplefilter("ignore", FutureWarning)
-                return importlib.import_module(name)
-        except (ImportError, OSError, RuntimeError) as error:  # noqa: PERF203 - two names, once
-            problem = problem or error
-    raise BackendError(f"cuda-python cannot be used ({problem}); {INSTALL}") from problem
+    try:
+        return Library(importlib.import_module("cuda.core"), importlib.import_module("cuda.bindings.driver"))
+    except (ImportError, OSError, RuntimeError) as error:
+        raise BackendError(f"cuda.core cannot be used ({error}); {INSTALL}") from error
 
 
 class CudaRuntime:
-    """The runtime on one device, with the one stream that everything is enqueued on (but copies: ``cuda_spill``).
+    """One device, with the one stream that everything is enqueued on (but copies: ``spill``).
 
     One stream makes buffers safe to use again as soon as the host has let go of them: whatever still reads them was
     enqueued earlier.
 
     Args:
-        cudart: the module; None imports it.
+        library: None imports it.
         device: number of the GPU.
 
+    Attributes:
+        stream: the main stream; ``stream_address`` is how other libraries take it.
+
     Raises:
-        BackendError: no driver, no such device, or CUDA failed.
+        BackendError: cuda.core or the driver is missing, there is no such device, or CUDA failed.
     """
 
-    def __init__(self, cudart: Any = None, device: int = 0) -> None:
-        self._cudart = import_cudart() if cudart is None else cudart
-        cudart = self._cudart
+    def __init__(self, library: Library | None = None, device: int = 0) -> None:
+        library = import_cuda() if library is None else library
+        self._core, self._driver = library.core, library.driver
+        self._threads = threading.local()
         self.device = device
-        count = self._check(cudart.cudaGetDeviceCount(), "find a GPU")
+        with _translated("find a GPU"):
+            (driver,) = _result(self._driver.cuDriverGetVersion())
+            _check_versions(driver, self._driver.CUDA_VERSION)
+            self._core.Device(0)  # initialises the driver
+            (count,) = _result(self._driver.cuDeviceGetCount())
+        self._versions = _version(driver), _version(self._driver.CUDA_VERSION)
         if not 0 <= device < count:
             raise BackendError(f"there is no GPU {device}; CUDA sees {count}")
-        self._check(cudart.cudaSetDevice(device), f"use GPU {device}")
-        flags = cudart.cudaStreamNonBlocking
-        # Kept: the integer is valid only while something holds the object in some versions of cuda-python.
-        self._stream = self._check(cudart.cudaStreamCreateWithFlags(flags), "create a stream")
-        self.stream = int(self._stream)
+        with self.calls(f"use GPU {device}"):
+            # Of a device without memory pools one that waits: buffers are kept here, so that it is asked rarely.
+            self._memory = self._here.memory_resource
+            self._has_pools = self._here.properties.memory_pools_supported
+            self._locked = self._core.LegacyPinnedMemoryResource()
+            self.stream = self._here.create_stream()
+        self.stream_address = int(self.stream.handle)
+
+    @contextlib.contextmanager
+    def calls(self, action: str) -> Iterator[None]:
+        """The context in which cuda.core is used: this device is the thread's, and its errors become BackendErrors that
+        name the action."""
+        with _translated(action):
+            if not getattr(self._threads, "current", False):
+                self._here.set_current()
+                self._threads.current = True
+            yield
 
     def info(self) -> DeviceInfo:
         """What the device is."""
-        cudart, device = self._cudart, self.device
-        attribute = cudart.cudaDeviceAttr
-        major = self._check(
-            cudart.cudaDeviceGetAttribute(attribute.cudaDevAttrComputeCapabilityMajor, device),
-            "read the compute capability",
-        )
-        minor = self._check(
-            cudart.cudaDeviceGetAttribute(attribute.cudaDevAttrComputeCapabilityMinor, device),
-            "read the compute capability",
-        )
-        properties = self._check(cudart.cudaGetDeviceProperties(device), "read the GPU's properties")
-        name = properties.name
-        driver = self._check(cudart.cudaDriverGetVersion(), "read the driver's version")
-        runtime = self._check(cudart.cudaRuntimeGetVersion(), "read CUDA's version")
-        return DeviceInfo(
-            device,
-            name.decode() if isinstance(name, bytes) else str(name),
-            f"{major}.{minor}",
-            self.memory()[1],
-            _version(driver),
-            _version(runtime),
-        )
+        with self.calls("read what the GPU is"):
+            name, (major, minor) = self._here.name, self._here.compute_capability
+        return DeviceInfo(self.device, name, f"{major}.{minor}", self.memory()[1], *self._versions)
 
     def memory(self) -> tuple[int, int]:
         """Free and total bytes of device memory."""
-        free, total = self._check(self._cudart.cudaMemGetInfo(), "read the free memory")
+        with self.calls("read the free memory"):
+            free, total = _result(self._driver.cuMemGetInfo())
         return int(free), int(total)
 
-    def allocate(self, size: int) -> int | None:
-        """Address of ``size`` bytes of device memory, or None if there are not that many."""
-        cudart = self._cudart
-        error, address = cudart.cudaMalloc(size)
-        if error == cudart.cudaError_t.cudaErrorMemoryAllocation:
-            cudart.cudaGetLastError()  # not sticky, but it would be reported by the next check
-            return None
-        return int(self._check((error, address), f"allocate {size} bytes"))
+    def allocate(self, size: int) -> Buffer | None:
+        """Device memory, or None if there is not so much. It is there when the main stream gets to this point."""
+        with self.calls(f"allocate {size} bytes"):
+            try:
+                return self._memory.allocate(size, stream=self.stream)
+            except Exception as error:
+                if "CUDA_ERROR_OUT_OF_MEMORY" not in str(error):
+                    raise
+                return None
 
-    def free(self, address: int) -> None:
-        """Give device memory back; waits for the device."""
-        self._check(self._cudart.cudaFree(address), "free device memory")
+    def allocate_host(self, size: int) -> Buffer:
+        """Page-locked host memory, which the device copies from without stopping the host."""
+        with self.calls(f"lock {size} bytes of host memory"):
+            return self._locked.allocate(size)
 
-    def allocate_host(self, size: int) -> int:
-        """Address of page-locked host memory, which the device copies from without stopping the host."""
-        what = f"lock {size} bytes of host memory"
-        return int(self._check(self._cudart.cudaMallocHost(size), what))
+    def view(self, address: int, size: int, owner: object) -> Buffer:
+        """Bytes of memory, on device or host, that ``owner`` keeps."""
+        return self._core.Buffer.from_handle(address, size, owner=owner)
 
-    def free_host(self, address: int) -> None:
-        self._check(self._cudart.cudaFreeHost(address), "free locked host memory")
+    def part(self, buffer: Buffer, size: int, offset: int = 0) -> Buffer:
+        """A view of ``size`` bytes of a buffer."""
+        return buffer if size == buffer.size else self.view(int(buffer.handle) + offset, size, buffer)
 
-    def create_stream(self) -> Any:
-        """A further stream, for copies beside the work of the main one. What is on two streams is ordered by
-        ``wait_on_device`` alone; the methods that take a ``stream`` mean the main one where none is given."""
-        cudart = self._cudart
-        return self._check(cudart.cudaStreamCreateWithFlags(cudart.cudaStreamNonBlocking), "create a stream")
+    def create_stream(self) -> Stream:
+        """A further stream, for copies beside the work of the main one."""
+        with self.calls("create a stream"):
+            return self._here.create_stream()
 
-    def clear(self, address: int, size: int) -> None:
-        """Enqueue filling with zeros."""
-        cudart = self._cudart
-        self._check(cudart.cudaMemsetAsync(address, 0, size, self._stream), "clear device memory")
+    def create_event(self) -> Event:
+        with self.calls("create an event"):
+            return self._here.create_event()
 
-    def upload(self, target: int, source: int, size: int, stream: Any = None) -> None:
-        """Enqueue a copy from host memory; the source may be changed when the copy's event has passed."""
-        kind = self._cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
-        self._copy(target, source, size, kind, stream)
+    def synchronize(self) -> None:
+        """Wait until everything enqueued on the main stream is done. An error of an earlier kernel surfaces here."""
+        with self.calls("finish what was enqueued"):
+            self.stream.sync()
 
-    def copy(self, target: int, source: int, size: int) -> None:
-        """Enqueue a copy within the device."""
-        kind = self._cudart.cudaMemcpyKind.cudaMemcpyDeviceToDevice
-        self._copy(target, source, size, kind)
+    def finish_before(self, owner: object, stream: Stream | None = None) -> weakref.finalize[[Stream], Any]:
+        """Wait for a stream (None: the main one) when ``owner`` is dropped: what is enqueued may use what it holds, and
+        page-locked memory is freed at once."""
+        finalizer = weakref.finalize(owner, self._finish, self.stream if stream is None else stream)
+        finalizer.atexit = False
+        return finalizer
 
-    def download(self, target: int, source: int, size: int) -> None:
-        """Copy to host memory and wait for it."""
-        self.download_later(target, source, size)
+    def _finish(self, stream: Stream) -> None:
+        with contextlib.suppress(BackendError), self.calls("finish what was enqueued"):
+            stream.sync()
+
+    def release(self) -> None:
+        """Give the driver back what was freed; a memory pool keeps it otherwise, and other libraries find none."""
         self.synchronize()
+        if self._has_pools:
+            with self.calls("trim the memory pool"):
+                _result(self._driver.cuMemPoolTrimTo(cast("DeviceMemoryResource", self._memory).handle, 0))
 
-    def download_later(self, target: int, source: int, size: int, stream: Any = None) -> None:
-        """Enqueue a copy to page-locked host memory; it is there when the copy's event has passed."""
-        kind = self._cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        self._copy(target, source, size, kind, stream)
+    @property
+    def _here(self) -> Device:
+        """The device; cuda.core has an object of it for each thread."""
+        return self._core.Device(self.device)
 
-    def synchronize(self, stream: Any = None) -> None:
-        """Wait until everything enqueued is done. An error of an earlier kernel surfaces here."""
-        result = self._cudart.cudaStreamSynchronize(self._stream if stream is None else stream)
-        self._check(result, "finish what was enqueued")
 
-    def create_event(self) -> Any:
-        cudart = self._cudart
-        return self._check(cudart.cudaEventCreateWithFlags(cudart.cudaEventDisableTiming), "create an event")
+def _check_versions(driver: int, bindings: int) -> None:
+    """cuda.core would go on with a warning, and fail where the driver lacks something."""
+    major = driver // 1000
+    if major < bindings // 1000:
+        other = f"cuda-bindings of that (pip install 'cuda-bindings=={major}.*') or " if major >= OLDEST_CUDA else ""
+        raise BackendError(
+            f"the GPU's driver knows CUDA {_version(driver)}, and cuda-bindings are of CUDA {_version(bindings)}; "
+            f"install {other}a newer driver"
+        )
 
-    def record_event(self, event: Any, stream: Any = None) -> None:
-        result = self._cudart.cudaEventRecord(event, self._stream if stream is None else stream)
-        self._check(result, "record an event")
 
-    def wait_on_device(self, event: Any, stream: Any = None) -> None:
-        """Let what is enqueued from now on wait for the event as it was last recorded; the host does not wait. The
-        event may be recorded anew at once."""
-        result = self._cudart.cudaStreamWaitEvent(self._stream if stream is None else stream, event, 0)
-        self._check(result, "wait for an event on the device")
+def _result(returned: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What a function of the driver returned but for the error."""
+    error, *values = returned
+    if int(error):
+        raise RuntimeError(str(error))
+    return tuple(values)
 
-    def wait_event(self, event: Any) -> None:
-        """Wait on the host until the event has passed; at once if it was never recorded."""
-        self._check(self._cudart.cudaEventSynchronize(event), "wait for an event")
 
-    def begin_capture(self) -> None:
-        """From here on the stream captures instead of running. Calls from other threads do not disturb it."""
-        cudart = self._cudart
-        mode = cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        self._check(cudart.cudaStreamBeginCapture(self._stream, mode), "begin a capture")
-
-    def end_capture(self) -> Any:
-        """What was captured, ready to be launched."""
-        cudart = self._cudart
-        graph = self._check(cudart.cudaStreamEndCapture(self._stream), "end a capture")
-        try:
-            return self._check(cudart.cudaGraphInstantiate(graph, 0), "instantiate a graph")
-        finally:
-            cudart.cudaGraphDestroy(graph)
-
-    def abort_capture(self) -> None:
-        """Leave capture mode whatever state it is in, so that the stream can be used as before."""
-        cudart = self._cudart
-        with contextlib.suppress(Exception):
-            error, graph = cudart.cudaStreamEndCapture(self._stream)
-            if error == cudart.cudaError_t.cudaSuccess:
-                cudart.cudaGraphDestroy(graph)
-        cudart.cudaGetLastError()
-
-    def launch(self, graph: Any) -> None:
-        self._check(self._cudart.cudaGraphLaunch(graph, self._stream), "launch a graph")
-
-    def destroy_graph(self, graph: Any) -> None:
-        self._check(self._cudart.cudaGraphExecDestroy(graph), "destroy a graph")
-
-    def _copy(self, target: int, source: int, size: int, kind: Any, stream: Any = None) -> None:
-        cudart = self._cudart
-        result = cudart.cudaMemcpyAsync(target, source, size, kind, self._stream if stream is None else stream)
-        self._check(result, f"copy {size} bytes")
-
-    def _check(self, result: Any, action: str) -> Any:
-        """The values of a call's result: nothing, one, or a tuple."""
-        cudart = self._cudart
-        error = result[0]
-        if error != cudart.cudaError_t.cudaSuccess:
-            text = cudart.cudaGetErrorString(error)[1]
-            reason = text.decode() if isinstance(text, bytes) else str(text)
-            raise BackendError(f"CUDA could not {action}: {reason} ({error})")
-        values = result[1:]
-        return values[0] if len(values) == 1 else values
+@contextlib.contextmanager
+def _translated(action: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        # Its own classes are in none of its public modules; RuntimeErrors are of misuse, or there is no driver.
+        module = type(error).__module__
+        if not isinstance(error, RuntimeError) and not module.startswith("cuda."):
+            raise
+        advice = f"; {INSTALL}" if module.startswith("cuda.pathfinder") else ""
+        raise BackendError(f"CUDA could not {action}: {error}{advice}") from error
 
 
 def _version(number: int) -> str:

@@ -15,8 +15,8 @@ them.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,25 +24,28 @@ from freeprompt.contract.session import Array, NumpyArray
 from freeprompt.engines.cuda.memory import Arrival, CudaArray, DevicePool, ShapedMemory, host_view
 from freeprompt.engines.cuda.runtime import CudaRuntime
 
+if TYPE_CHECKING:
+    from freeprompt.engines.cuda.api import Buffer, Event, Stream
+
 
 class HostPool:
     """Page-locked host memory, kept by size when it comes back: locking takes milliseconds."""
 
     def __init__(self, cuda: CudaRuntime) -> None:
         self._cuda = cuda
-        self._free: dict[int, list[int]] = {}
+        self._free: dict[int, list[Buffer]] = {}
         self.used_bytes = 0
 
-    def take(self, size: int) -> int:
-        """The address of ``size`` bytes. Raises BackendError if they cannot be locked."""
+    def take(self, size: int) -> Buffer:
+        """``size`` bytes. Raises BackendError if they cannot be locked."""
         kept = self._free.get(size)
-        address = kept.pop() if kept else self._cuda.allocate_host(size)
+        buffer = kept.pop() if kept else self._cuda.allocate_host(size)
         self.used_bytes += size
-        return address
+        return buffer
 
-    def give_back(self, address: int, size: int) -> None:
-        self.used_bytes -= size
-        self._free.setdefault(size, []).append(address)
+    def give_back(self, buffer: Buffer) -> None:
+        self.used_bytes -= buffer.size
+        self._free.setdefault(buffer.size, []).append(buffer)
 
 
 class SpilledArray(ShapedMemory):
@@ -51,13 +54,13 @@ class SpilledArray(ShapedMemory):
     def __init__(self, owner: Spill, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         super().__init__(shape, dtype)
         self._owner = owner
-        self.address = owner.host.take(self.nbytes)
-        finalizer = weakref.finalize(self, owner.host.give_back, self.address, self.nbytes)
+        self.content = owner.host.take(self.nbytes)
+        finalizer = weakref.finalize(self, owner.host.give_back, self.content)
         finalizer.atexit = False
 
     def numpy(self) -> NumpyArray:
         self._owner.finish()  # it may still be on its way here
-        result = host_view(self.address, self.nbytes).view(self._dtype).reshape(self._shape).copy()
+        result = host_view(self.content).view(self._dtype).reshape(self._shape).copy()
         result.setflags(write=False)
         return result
 
@@ -69,10 +72,10 @@ class Spill:
         self.host = HostPool(pool.cuda)
         self._pool = pool
         self._cuda = pool.cuda
-        self._copies: Any = None  # the stream
-        self._events: list[Any] = []  # free ones
+        self._copies: Stream | None = None
+        self._events: list[Event] = []  # free ones
         # What is being copied to the host, and the event after which it has been.
-        self._leaving: tuple[tuple[CudaArray, ...], Any] | None = None
+        self._leaving: tuple[tuple[CudaArray, ...], Event] | None = None
 
     def spill(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
         """The arrays in page-locked host memory; those that are there already stay."""
@@ -89,13 +92,10 @@ class Spill:
             else:
                 self.finish()  # a copy from this buffer, by its last owner, may be on its way
                 values = np.ascontiguousarray(array.numpy())
-                host_view(spilled.address, spilled.nbytes)[:] = values.view(np.uint8).reshape(-1)
+                host_view(spilled.content)[:] = values.view(np.uint8).reshape(-1)
         if leaving:
             self._release()
-            self._follow()
-            for device, host in leaving:
-                self._cuda.download_later(host.address, device.address, device.nbytes, self._stream)
-            self._leaving = tuple(device for device, _ in leaving), self._mark()
+            self._leaving = tuple(device for device, _ in leaving), self._copy(leaving)
         return result
 
     def fetch(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
@@ -107,42 +107,44 @@ class Spill:
                 result[name] = self._pool.upload(array.numpy())
         if spilled:
             self._release()
-            self._follow()
+            # All memory first: where it does not suffice, nothing must be on its way into what is given back. And what
+            # is new is there when the main stream gets to it, which the copies then wait for.
             event = self._event()
             arrival = Arrival(lambda: self._arrived(event))
-            # All memory first: where it does not suffice, nothing must be on its way into what is given back.
             coming = {name: self._pool.array(a.shape, a.dtype, arrival) for name, a in spilled.items()}
-            for name, host in spilled.items():
-                self._cuda.upload(coming[name].address, host.address, host.nbytes, self._stream)
+            self._copy([(host, coming[name]) for name, host in spilled.items()], event)
             result.update(coming)
-            self._cuda.record_event(event, self._stream)
         return result
 
     def finish(self) -> None:
         """Wait on the host until no copy is on its way."""
         if self._copies is not None:
-            self._cuda.synchronize(self._copies)
+            with self._cuda.calls("finish the copies"):
+                self._copies.sync()
 
-    @property
-    def _stream(self) -> Any:
-        if self._copies is None:
-            self._copies = self._cuda.create_stream()
-        return self._copies
-
-    def _event(self) -> Any:
+    def _event(self) -> Event:
         return self._events.pop() if self._events else self._cuda.create_event()
 
-    def _mark(self) -> Any:
-        event = self._event()
-        self._cuda.record_event(event, self._stream)
-        return event
+    def _copy(
+        self, pairs: Sequence[tuple[CudaArray | SpilledArray, CudaArray | SpilledArray]], done: Event | None = None
+    ) -> Event:
+        """Copy one to the other, after everything that is enqueued on the main stream so far.
 
-    def _follow(self) -> None:
-        """Let the copies wait for everything that is enqueued on the main stream so far."""
-        event = self._event()
-        self._cuda.record_event(event)
-        self._cuda.wait_on_device(event, self._stream)
-        self._events.append(event)
+        Returns:
+            the event after which all are there.
+        """
+        if self._copies is None:
+            self._copies = self._cuda.create_stream()
+            self._cuda.finish_before(self, self._copies)
+        before, done = self._event(), done or self._event()
+        with self._cuda.calls(f"copy {len(pairs)} arrays between device and host"):
+            self._cuda.stream.record(before)
+            self._copies.wait(before)
+            for source, target in pairs:
+                source.content.copy_to(target.content, stream=self._copies)
+            self._copies.record(done)
+        self._events.append(before)
+        return done
 
     def _release(self) -> None:
         """Let go of what was copied to the host before."""
@@ -150,6 +152,8 @@ class Spill:
             self._arrived(self._leaving[1])
             self._leaving = None
 
-    def _arrived(self, event: Any) -> None:
-        self._cuda.wait_on_device(event)
+    def _arrived(self, event: Event) -> None:
+        """Let what is enqueued from now on wait for an event on the device; then it may be recorded anew at once."""
+        with self._cuda.calls("wait for a copy"):
+            self._cuda.stream.wait(event)
         self._events.append(event)

@@ -127,7 +127,7 @@ class CudaNotes:
 
     @property
     def device(self) -> str:
-        """Name of the GPU, "" where there is no cuda-python to ask."""
+        """Name of the GPU, "" where there is no cuda-core to ask."""
         if self._device is None:
             self._device = _device_name()
         return self._device

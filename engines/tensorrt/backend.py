@@ -133,11 +133,11 @@ class TensorRTBackend:
         trust: load engines that this user did not build.
         cuda_graphs: capture steps into CUDA graphs.
         device: number of the GPU.
-        cuda: for tests; None imports cuda-python.
+        cuda: for tests; None imports cuda.core.
         verified: for tests; None: the notes in the user's cache folder.
 
     Raises:
-        BackendError: TensorRT, cuda-python, the driver or the GPU is missing.
+        BackendError: TensorRT, cuda-core, the driver or the GPU is missing.
     """
 
     def __init__(
@@ -190,8 +190,20 @@ class TensorRTBackend:
         if self.library.flavour.runtime_cache:
             identity = (found.metadata.engine_sha256, self.machine.tensorrt, self.machine.device)
             cache = RuntimeCache(found.path, *identity)
-        engine = Engine(self.library, data, b"" if cache is None else cache.read())
+        engine = self.deserialize(data, b"" if cache is None else cache.read())
         return LoadedEngine(engine, found.metadata.profiles, found.path.name, cache)
+
+    def deserialize(self, data: bytes, kernels: bytes = b"") -> Engine:
+        """An engine from its bytes. They are code: the caller vouches for where they come from.
+
+        Args:
+            kernels: as of ``Engine``.
+
+        Raises:
+            BackendError: the library cannot load it.
+        """
+        with self.cuda.calls("load an engine"):
+            return Engine(self.library, data, kernels)
 
     def session(self, bundle: Bundle, graph: str, engines: tuple[LoadedEngine, ...]) -> TensorRTSession:
         """A session over engines that are loaded already."""

@@ -16,7 +16,6 @@ from freeprompt.engines.onnxruntime.external_data import checked_snapshot
 from freeprompt.engines.shapes import Profile, Shapes
 from freeprompt.engines.tensorrt.backend import TensorRTBackend
 from freeprompt.engines.tensorrt.context import LoadedEngine
-from freeprompt.engines.tensorrt.engine import Engine
 from freeprompt.engines.tensorrt.library import Library
 from freeprompt.engines.tensorrt.metadata import EngineMetadata
 from freeprompt.engines.tensorrt.parity import measure_parity
@@ -127,8 +126,8 @@ class _Builder:
             self.progress(f"building {graph} ({shapes}) with {self.library.name} for {target}")
             with self.store.writing(metadata) as temporary:
                 metadata = self._compiled(metadata, temporary)
-                if self._runs(metadata):
-                    engine = Engine(self.library, temporary.read_bytes())
+                if self.backend is not None and self._runs(metadata):
+                    engine = self.backend.deserialize(temporary.read_bytes())
                     metadata = self._examined(metadata, LoadedEngine(engine, metadata.profiles, metadata.name))
             self.store.sign(metadata)
             return Outcome(self.store.path(metadata), metadata, "built")

@@ -13,6 +13,8 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
+from typing import cast
 
 import msgspec
 
@@ -50,7 +52,7 @@ def main() -> None:
 def _build(request: BuildRequest, progress: Reporter) -> Built:
     library = load_library(request.backend)
     # Polygraphy imports TensorRT-RTX by the name of the package that only adds a name to the bindings.
-    sys.modules.setdefault(library.flavour.modules[0], library.trt)
+    sys.modules.setdefault(library.flavour.modules[0], cast("ModuleType", library.trt))
     try:
         from freeprompt.engines.tensorrt.compile import compile_engine
     except ModuleNotFoundError as error:

@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
 from polygraphy.backend.trt import (
@@ -36,6 +36,9 @@ from freeprompt.engines.artifacts.metadata import save_file
 from freeprompt.engines.tensorrt.library import Library, explain
 from freeprompt.engines.tensorrt.progress import BuildProgress, Reporter, create_monitor
 from freeprompt.engines.tensorrt.request import BuildRequest, Built
+
+if TYPE_CHECKING:
+    from freeprompt.engines.tensorrt.api import BuildingTensorRT, IBuilderConfig, INetworkDefinition
 
 # A timing cache is some megabytes.
 MAX_CACHE_BYTES = 1 << 28
@@ -107,7 +110,7 @@ def _collect() -> _Collector:
 
 
 def _config(request: BuildRequest, library: Library, monitor: Any, cache: str | None) -> Any:
-    trt, settings = library.trt, request.settings
+    trt, settings = cast("BuildingTensorRT", library.trt), request.settings
     common: dict[str, Any] = {
         "profiles": None if settings.baked else [_profile(p, request.inputs, library) for p in request.profiles],
         "builder_optimization_level": settings.optimization_level,
@@ -125,10 +128,10 @@ def _config(request: BuildRequest, library: Library, monitor: Any, cache: str | 
     return PostprocessConfig(config, _without_tf32(trt))
 
 
-def _without_tf32(trt: Any) -> Any:
+def _without_tf32(trt: BuildingTensorRT) -> Any:
     """On by default, and it rounds a float32 model's products to 11 bits."""
 
-    def clear(builder: Any, network: Any, config: Any) -> None:
+    def clear(builder: Any, network: Any, config: IBuilderConfig) -> None:
         config.clear_flag(trt.BuilderFlag.TF32)
 
     return clear
@@ -159,7 +162,7 @@ class _Baking:
         self._inputs = {spec.name: spec for spec in request.inputs}
         self.__name__ = "fix shapes"
 
-    def __call__(self, network: Any) -> None:
+    def __call__(self, network: INetworkDefinition) -> None:
         for index in range(network.num_inputs):
             entry = network.get_input(index)
             if entry.name in self._inputs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,11 +12,14 @@ from freeprompt.contract.manifest import GraphSpec
 from freeprompt.contract.session import Array, Feed
 from freeprompt.engines.cuda.buffers import FixedBuffers, Tensor
 from freeprompt.engines.cuda.captured import Launcher
-from freeprompt.engines.cuda.memory import Buffer, DevicePool
+from freeprompt.engines.cuda.memory import DevicePool
 from freeprompt.engines.shapes import Profile
 from freeprompt.engines.tensorrt.engine import Context, Engine
 from freeprompt.engines.tensorrt.runtime_cache import RuntimeCache
 from freeprompt.engines.tensorrt.timing import LayerTimes
+
+if TYPE_CHECKING:
+    from freeprompt.engines.cuda.api import Buffer
 
 
 class Scratch:
@@ -76,7 +80,8 @@ class ExecutionContext:
         self._scratch = scratch
         self._spec = spec
         self._profile = loaded.profiles[number]
-        self._context: Context = loaded.engine.create_context(number, self._cuda.stream)
+        with self._cuda.calls("create an execution context"):
+            self._context: Context = loaded.engine.create_context(number, self._cuda.stream_address)
         self._sizes: dict[str, int] = {}
         self._scratch_buffer: Buffer | None = None
         self._buffers: FixedBuffers | None = None
@@ -132,8 +137,8 @@ class ExecutionContext:
         scratch = self._scratch.buffer
         if scratch is not self._scratch_buffer:
             self.launcher.reset()
-            self._context.set_memory(scratch.address, scratch.size)
+            self._context.set_memory(int(scratch.handle), scratch.size)
             self._scratch_buffer = scratch
 
     def _enqueue(self) -> None:
-        self._context.enqueue(self._cuda.stream)
+        self._context.enqueue(self._cuda.stream_address)

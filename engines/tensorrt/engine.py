@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from freeprompt.contract.errors import BackendError
 from freeprompt.engines.tensorrt.library import Library
 from freeprompt.engines.tensorrt.rtx import JustInTime, check_validity
 from freeprompt.engines.tensorrt.timing import LayerTimes, create_profiler
+
+if TYPE_CHECKING:
+    from freeprompt.engines.tensorrt.api import IExecutionContext, TensorRT
 
 # How fused attention shows: Myelin's own kernels (_gemm_mha_v2, mha), and the hand-written ones (fmha, flash).
 _FUSED = re.compile(r"mha|flash_?att|fused_?att", re.IGNORECASE)
@@ -84,8 +87,10 @@ class Engine:
             BackendError: TensorRT refused.
         """
         trt, engine = self._trt, self._engine
-        strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        context = engine.create_execution_context(strategy if self._compiler is None else self._compiler.config)
+        if self._compiler is None:
+            context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        else:
+            context = self._compiler.create_context()
         if context is None:
             raise self.messages.failure("create an execution context")
         if not context.set_optimization_profile_async(profile, stream):
@@ -124,7 +129,7 @@ class Engine:
 class Context:
     """An execution context of one profile."""
 
-    def __init__(self, trt: Any, context: Any, owner: Engine) -> None:
+    def __init__(self, trt: TensorRT, context: IExecutionContext, owner: Engine) -> None:
         self._trt = trt
         self._context = context
         self._owner = owner

@@ -7,10 +7,12 @@ import importlib.util
 import re
 from collections import deque
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from freeprompt.contract.errors import BackendError
 
+if TYPE_CHECKING:
+    from freeprompt.engines.tensorrt.api import ILogger, TensorRT
 # A process may run for long, and hear much.
 _KEPT = 50
 
@@ -65,9 +67,9 @@ FLAVOURS = {
             "TensorRT",
             ("tensorrt",),
             "10.3",
-            "install it with 'pip install tensorrt-cu12' or 'tensorrt-cu13' (10.3 or later, matching the driver's "
-            "CUDA), or take the one of JetPack; --backend tensorrt-rtx builds without a GPU, and ONNX Runtime needs no "
-            "build: use --backend cuda or cpu",
+            "install it with 'pip install freeprompt[tensorrt-cu12]' or '[tensorrt-cu13]' (10.3 or later, matching the "
+            "driver's CUDA), or take the one of JetPack; --backend tensorrt-rtx builds without a GPU, and ONNX Runtime "
+            "needs no build: use --backend cuda or cpu",
             builds_without_gpu=False,
             portable=(),
             timing_cache=True,
@@ -102,16 +104,17 @@ class Messages:
         errors, warnings: its messages in order, the last of them.
     """
 
-    def __init__(self, trt: Any, title: str = "TensorRT") -> None:
+    def __init__(self, trt: TensorRT, title: str = "TensorRT") -> None:
         self.errors: deque[str] = deque(maxlen=_KEPT)
         self.warnings: deque[str] = deque(maxlen=_KEPT)
         self._title = title
         severe = (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR)
         messages = self
+        base: Any = trt.ILogger
 
-        class Logger(trt.ILogger):  # type: ignore[misc]
+        class Logger(base):  # type: ignore[misc]
             def __init__(self) -> None:
-                trt.ILogger.__init__(self)
+                base.__init__(self)
 
             def log(self, severity: Any, msg: str) -> None:
                 if severity in severe:
@@ -119,7 +122,7 @@ class Messages:
                 elif severity == trt.ILogger.WARNING:
                     messages.warnings.append(msg)
 
-        self.logger = Logger()
+        self.logger: ILogger = Logger()
 
     def failure(self, action: str) -> BackendError:
         """The error for an action that failed: the library returns None and has said why."""
@@ -138,7 +141,7 @@ class Library:
     """
 
     flavour: Flavour
-    trt: Any
+    trt: TensorRT
     messages: Messages
 
     @property

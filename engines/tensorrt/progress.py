@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from freeprompt.engines.tensorrt.api import IProgressMonitor, TensorRT
 
 # Lines of text: a terminal shows them one below the other, a log keeps them.
 Reporter = Callable[[str], None]
@@ -70,12 +73,14 @@ class BuildProgress:
         return total / len(children)
 
 
-def create_monitor(trt: Any, state: BuildProgress) -> Any:
+def create_monitor(trt: TensorRT, state: BuildProgress) -> IProgressMonitor:
     """TensorRT's monitor interface over ``state``."""
 
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+    base: Any = trt.IProgressMonitor
+
+    class Monitor(base):  # type: ignore[misc]
         def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
+            base.__init__(self)
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             state.begin(phase_name, parent_phase, num_steps)
@@ -87,4 +92,5 @@ def create_monitor(trt: Any, state: BuildProgress) -> Any:
             state.step(phase_name, step)
             return True  # False would cancel the build
 
-    return Monitor()
+    monitor: IProgressMonitor = Monitor()
+    return monitor

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from freeprompt.contract.errors import BackendError, UsageError
 from freeprompt.engines.tensorrt.library import Library, version_numbers
+
+if TYPE_CHECKING:
+    from freeprompt.engines.tensorrt import rtx_api
+    from freeprompt.engines.tensorrt.api import ICudaEngine, IExecutionContext, Runtime, TensorRT
 
 
 def compute_capabilities(library: Library) -> tuple[str, ...]:
     """What an engine can be built for, as "8.6"; none where it is the GPU at hand."""
     if not library.flavour.portable:
         return ()
-    trt = library.trt
+    trt = cast("rtx_api.TensorRTRTX", library.trt)
     names = [re.fullmatch(r"SM(\d+)(\d)", name) for name in trt.ComputeCapability.__members__]
     return tuple(sorted((f"{name[1]}.{name[2]}" for name in names if name), key=version_numbers))
 
@@ -36,10 +40,10 @@ def text_to_capabilities(library: Library, text: str) -> tuple[str, ...]:
     return tuple(sorted(set(found), key=version_numbers))
 
 
-def check_validity(library: Library, runtime: Any, data: Any) -> None:
+def check_validity(library: Library, runtime: Runtime, data: Any) -> None:
     """Ask whether an engine can run here, before it is loaded, since the answer says why not. Raises BackendError."""
-    trt = library.trt
-    validity, diagnostics = runtime.get_engine_validity(data)
+    trt = cast("rtx_api.TensorRTRTX", library.trt)
+    validity, diagnostics = cast("rtx_api.Runtime", runtime).get_engine_validity(data)
     if validity != trt.EngineValidity.INVALID:
         return
     causes = trt.EngineInvalidityDiagnostics
@@ -65,20 +69,24 @@ class JustInTime:
         kernels: those of an earlier time; what does not fit this GPU, driver or library is ignored.
     """
 
-    def __init__(self, trt: Any, engine: Any, kernels: bytes) -> None:
-        jit_config = engine.create_runtime_config()
-        jit_config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+    def __init__(self, trt: TensorRT, engine: ICudaEngine, kernels: bytes) -> None:
+        specialization = cast("rtx_api.TensorRTRTX", trt).DynamicShapesKernelSpecializationStrategy
+        self._engine = cast("rtx_api.ICudaEngine", engine)
+        self._config = self._engine.create_runtime_config()
+        self._config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         # Not later, in the background: a captured CUDA graph would hold the slower kernels for ever.
-        jit_config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
-        compiled = jit_config.create_runtime_cache()
+        self._config.dynamic_shapes_kernel_specialization_strategy = specialization.EAGER
+        self._compiled = self._config.create_runtime_cache()
         if kernels:
-            compiled.deserialize(kernels)
-        jit_config.set_runtime_cache(compiled)
-        self.config, self._compiled = jit_config, compiled
+            self._compiled.deserialize(kernels)
+        self._config.set_runtime_cache(self._compiled)
+
+    def create_context(self) -> IExecutionContext | None:
+        """An execution context that uses them; None: the library has said why not."""
+        return self._engine.create_execution_context(self._config)
 
     @property
     def kernels(self) -> bytes:
         """What was compiled so far."""
-        compiled = self._compiled
-        memory = compiled.serialize()
+        memory = self._compiled.serialize()
         return b"" if memory is None else bytes(memory)

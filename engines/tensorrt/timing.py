@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from freeprompt.engines.tensorrt.api import IProfiler, TensorRT
 
 
 @dataclass
@@ -16,14 +19,17 @@ class LayerTimes:
         self.samples.setdefault(layer, []).append(ms)
 
 
-def create_profiler(trt: Any, times: LayerTimes) -> Any:
+def create_profiler(trt: TensorRT, times: LayerTimes) -> IProfiler:
     """TensorRT's profiler interface over ``times``. A context that has one runs layer by layer and waits for each."""
 
-    class Profiler(trt.IProfiler):  # type: ignore[misc]
+    base: Any = trt.IProfiler
+
+    class Profiler(base):  # type: ignore[misc]
         def __init__(self) -> None:
-            trt.IProfiler.__init__(self)
+            base.__init__(self)
 
         def report_layer_time(self, layer_name: str, ms: float) -> None:
             times.add(layer_name, float(ms))
 
-    return Profiler()
+    profiler: IProfiler = Profiler()
+    return profiler

@@ -13,7 +13,7 @@ import psutil
 
 from freeprompt.contract.errors import FreePromptError
 
-PACKAGES = ("freeprompt", "numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "cuda-python")
+PACKAGES = ("freeprompt", "numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "cuda-core", "cuda-bindings")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_WAIT_POLICY")
 
 

@@ -15,7 +15,7 @@ from freeprompt.engines.tensorrt.bundle_build import BundleBuild, Outcome, build
 from freeprompt.engines.tensorrt.library import FLAVOURS, Library, Messages
 from freeprompt.engines.tensorrt.progress import Reporter
 from freeprompt.engines.tensorrt.store import EngineStore
-from tests.engines.cuda.fake_cuda import FakeCudart
+from tests.engines.cuda.fake_cuda import FakeCuda
 from tests.engines.tensorrt.fake_tensorrt import FakeTensorRT
 from tests.shapes import shapes_of
 
@@ -26,7 +26,7 @@ SIZE = (64, 64)
 class Machine:
     """A fake machine with a backend on it."""
 
-    cudart: FakeCudart
+    cuda: FakeCuda
     trt: FakeTensorRT
     backend: TensorRTBackend
 
@@ -38,13 +38,14 @@ class Machine:
         limit: int = 1 << 30,
         cuda_graphs: bool = True,
         eager: tuple[int, ...] = (),
+        memory_pools: bool = True,
         capability: tuple[int, int] = (9, 0),
     ) -> Machine:
-        cudart = FakeCudart(limit, eager=eager, capability=capability)
-        trt = FakeTensorRT(version, cudart, backend)
+        cuda = FakeCuda(limit, eager=eager, memory_pools=memory_pools, capability=capability)
+        trt = FakeTensorRT(version, cuda, backend)
         flavour = FLAVOURS[backend]
         library = Library(flavour, trt, Messages(trt, flavour.title))
-        return cls(cudart, trt, TensorRTBackend(library, cuda_graphs=cuda_graphs, cuda=CudaRuntime(cudart)))
+        return cls(cuda, trt, TensorRTBackend(library, cuda_graphs=cuda_graphs, cuda=CudaRuntime(cuda.library)))
 
     def build(self, bundle: Bundle, *graphs: str, rows: str = "1,2,3", engines: str = "shared") -> list[Outcome]:
         shapes = shapes_of(bundle.manifest, SIZE, rows=rows)

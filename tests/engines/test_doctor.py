@@ -19,7 +19,7 @@ from freeprompt.engines.cuda.runtime import CudaRuntime, DeviceInfo
 from freeprompt.engines.fake import FakeBackend
 from freeprompt.engines.warm import warm_bundle
 from tests.engines.conftest import SIZE, Machine
-from tests.engines.cuda.fake_cuda import FakeCudart
+from tests.engines.cuda.fake_cuda import FakeCuda
 from tests.shapes import shapes_of
 
 without_gpu = pytest.mark.skipif(
@@ -38,7 +38,7 @@ def test_build_without_tensorrt_is_one_clear_line(tiny_bundle: Path) -> None:
     assert done.returncode == 1
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
-    assert line.startswith("freeprompt: error: TensorRT is not installed; install it with 'pip install tensorrt")
+    assert line.startswith("freeprompt: error: TensorRT is not installed; install it with 'pip install freeprompt[")
 
 
 @pytest.mark.parametrize(
@@ -153,15 +153,15 @@ def test_engines_are_reported_with_the_reason_of_their_refusal(bundle: Bundle, m
 
 
 def test_what_cuda_says_of_the_device() -> None:
-    info = CudaRuntime(FakeCudart(limit=5 << 30)).info()
+    info = CudaRuntime(FakeCuda(limit=5 << 30).library).info()
     assert info == DeviceInfo(0, "Fake GPU", "9.0", 5 << 30, "13.0", "12.9")
 
 
 def test_no_device() -> None:
-    with pytest.raises(BackendError, match="CUDA could not find a GPU: cudaErrorNoDevice"):
-        CudaRuntime(FakeCudart(devices=0))
+    with pytest.raises(BackendError, match="CUDA could not find a GPU: CUDA_ERROR_NO_DEVICE"):
+        CudaRuntime(FakeCuda(devices=0).library)
     with pytest.raises(BackendError, match="there is no GPU 3; CUDA sees 1"):
-        CudaRuntime(FakeCudart(), device=3)
+        CudaRuntime(FakeCuda().library, device=3)
 
 
 def test_a_bundle_is_reported_with_its_graphs_and_its_weights(tiny_bundle: Path) -> None:

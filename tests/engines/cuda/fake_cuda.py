@@ -1,84 +1,46 @@
-# ruff: noqa: N815
-"""CUDA's runtime in host memory, as cuda-python gives it: (error, values...) tuples, streams that are really behind.
+"""A machine for what is used of cuda.core, in host memory: streams that are really behind, memory that is really freed.
 
 What is enqueued happens when the host waits, and not before, so that code which changes or frees a source too early
 gives wrong numbers here as it would on a device. Streams are ordered by events alone: what one does happens as late as
 the events allow, or, on the streams in ``eager``, as early; code that is right gives the same with either. Fresh memory
-is filled with NaN bit patterns (page-locked memory with large integers), freed memory cannot be reached.
+is filled with NaN bit patterns (page-locked memory with large integers) and is there when the stream that it was
+allocated on gets to that point; freed memory cannot be reached. Its classes are in ``fake_core``.
 """
 
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections import Counter, deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import IntEnum
 from typing import Any
 
-Work = Callable[[], None]
-
-
-class cudaError_t(IntEnum):  # noqa: N801 - the library's name
-    cudaSuccess = 0
-    cudaErrorInvalidValue = 1
-    cudaErrorMemoryAllocation = 2
-    cudaErrorNoDevice = 100
-    cudaErrorStreamCaptureUnsupported = 900
-
-
-class cudaMemcpyKind(IntEnum):  # noqa: N801
-    cudaMemcpyHostToDevice = 1
-    cudaMemcpyDeviceToHost = 2
-    cudaMemcpyDeviceToDevice = 3
-
-
-class cudaStreamCaptureMode(IntEnum):  # noqa: N801
-    cudaStreamCaptureModeThreadLocal = 1
-
-
-class cudaDeviceAttr(IntEnum):  # noqa: N801
-    cudaDevAttrComputeCapabilityMajor = 75
-    cudaDevAttrComputeCapabilityMinor = 76
-
-
-OK = cudaError_t.cudaSuccess
-INVALID = (cudaError_t.cudaErrorInvalidValue, None)
-
-
-class Properties:
-    name = b"Fake GPU"
-
-
-MAIN = 77
+from freeprompt.engines.cuda.runtime import Library
+from tests.engines.cuda.fake_core import MAIN, CUDAError, FakeBuffer, FakeCore, FakeDriver, Work
 
 
 @dataclass
-class Stream:
-    """Work in order: (number from 1, what to do)."""
+class Queue:
+    """Work of a stream in order: (number from 1, what to do)."""
 
-    queue: deque[tuple[int, Work]] = field(default_factory=deque)
+    work: deque[tuple[int, Work]] = field(default_factory=deque)
     enqueued: int = 0
     done: int = 0
 
 
-class FakeCudart:
-    """The module.
+class FakeCuda:
+    """A machine with GPUs.
 
     Args:
         limit: the device's memory in bytes.
         eager: streams whose work happens as soon as it may.
+        memory_pools: the device has them; without, allocating and freeing waits for everything.
+        driver: the CUDA that it knows.
 
     Attributes:
         calls: how often each function that may cost time was called; copies as "copy HostToDevice".
+        reserved: bytes that were freed and that a memory pool keeps.
     """
-
-    cudaError_t = cudaError_t
-    cudaMemcpyKind = cudaMemcpyKind
-    cudaStreamCaptureMode = cudaStreamCaptureMode
-    cudaDeviceAttr = cudaDeviceAttr
-    cudaStreamNonBlocking = 1
-    cudaEventDisableTiming = 2
 
     def __init__(
         self,
@@ -86,152 +48,28 @@ class FakeCudart:
         devices: int = 1,
         capability: tuple[int, int] = (9, 0),
         eager: tuple[int, ...] = (),
+        memory_pools: bool = True,
+        driver: int = 13000,
     ) -> None:
         self.limit = limit
         self.devices = devices
         self.capability = capability
+        self.eager = eager
+        self.memory_pools = memory_pools
+        self.driver = driver
+        self.current = threading.local()
         self.memory: dict[int, Any] = {}
         self.host: dict[int, Any] = {}
-        self.streams: dict[int, Stream] = {}
-        self.eager = eager
+        self.leaving: dict[int, Any] = {}  # freed, but the stream has not got there
+        self.freed: dict[int, Any] = {}
+        self.born: dict[int, tuple[int, int]] = {}  # the stream that memory is allocated on, and when
+        self.reserved = 0
+        self.queues: dict[int, Queue] = {}
         self.calls: Counter[str] = Counter()
         self.capture: list[Work] | None = None
-        self.captures = 0
-        self.launches = 0
-        self.mallocs = 0
-        self.uploads = 0
-        self.events: dict[int, tuple[int, int]] = {}  # stream and how much of it
-        self.live_graphs = 0
-
-    # The library's functions.
-
-    def cudaGetDeviceCount(self) -> Any:
-        return (OK, self.devices) if self.devices else (cudaError_t.cudaErrorNoDevice, None)
-
-    def cudaSetDevice(self, device: int) -> Any:
-        return (OK,)
-
-    def cudaStreamCreateWithFlags(self, flags: int) -> Any:
-        stream = MAIN + len(self.streams)
-        self.streams[stream] = Stream()
-        return OK, stream
-
-    def cudaDeviceGetAttribute(self, attribute: int, device: int) -> Any:
-        return OK, self.capability[attribute - cudaDeviceAttr.cudaDevAttrComputeCapabilityMajor]
-
-    def cudaGetDeviceProperties(self, device: int) -> Any:
-        return OK, Properties()
-
-    def cudaDriverGetVersion(self) -> Any:
-        return OK, 13000
-
-    def cudaRuntimeGetVersion(self) -> Any:
-        return OK, 12090
-
-    def cudaGetErrorString(self, error: int) -> Any:
-        return OK, cudaError_t(error).name.encode()
-
-    def cudaGetLastError(self) -> Any:
-        return (OK,)
-
-    def cudaMemGetInfo(self) -> Any:
-        return OK, self.limit - self.used, self.limit
-
-    def cudaMalloc(self, size: int) -> Any:
-        if self.capture is not None:
-            return cudaError_t.cudaErrorStreamCaptureUnsupported, None
-        if self.used + size > self.limit:
-            return cudaError_t.cudaErrorMemoryAllocation, None
-        self.mallocs += 1
-        self.calls["malloc"] += 1
-        block = ctypes.create_string_buffer(b"\xff" * size, size)
-        self.memory[ctypes.addressof(block)] = block
-        return OK, ctypes.addressof(block)
-
-    def cudaFree(self, address: int) -> Any:
-        self.calls["free"] += 1
-        self.drain_all()
-        return (OK,) if self.memory.pop(address, None) is not None else INVALID
-
-    def cudaMallocHost(self, size: int) -> Any:
-        self.calls["malloc host"] += 1
-        block = ctypes.create_string_buffer(b"\x7f" * size, size)
-        self.host[ctypes.addressof(block)] = block
-        return OK, ctypes.addressof(block)
-
-    def cudaFreeHost(self, address: int) -> Any:
-        self.drain_all()
-        return (OK,) if self.host.pop(address, None) is not None else INVALID
-
-    def cudaMemsetAsync(self, address: int, value: int, count: int, stream: int) -> Any:
-        self.check(address, count)
-        self.enqueue(lambda: void(ctypes.memset(address, value, count)), stream)
-        return (OK,)
-
-    def cudaMemcpyAsync(self, target: int, source: int, count: int, kind: int, stream: int) -> Any:
-        if kind != cudaMemcpyKind.cudaMemcpyDeviceToHost:
-            self.check(target, count)
-        if kind != cudaMemcpyKind.cudaMemcpyHostToDevice:
-            self.check(source, count)
-        else:
-            self.uploads += 1
-        self.calls[f"copy {cudaMemcpyKind(kind).name[len('cudaMemcpy') :]}"] += 1
-        self.enqueue(lambda: void(ctypes.memmove(target, source, count)), stream)
-        return (OK,)
-
-    def cudaStreamSynchronize(self, stream: int) -> Any:
-        if self.capture is not None:
-            return (cudaError_t.cudaErrorStreamCaptureUnsupported,)
-        self.calls["synchronize"] += 1
-        self.drain(stream)
-        return (OK,)
-
-    def cudaEventCreateWithFlags(self, flags: int) -> Any:
-        self.events[len(self.events)] = (MAIN, 0)
-        return OK, len(self.events) - 1
-
-    def cudaEventRecord(self, event: int, stream: int) -> Any:
-        self.events[event] = (stream, self.streams[stream].enqueued)
-        return (OK,)
-
-    def cudaEventSynchronize(self, event: int) -> Any:
-        self.drain(*self.events[event])
-        return (OK,)
-
-    def cudaStreamWaitEvent(self, stream: int, event: int, flags: int) -> Any:
-        self.calls["wait on device"] += 1
-        other, number = self.events[event]
-        self.enqueue(lambda: self.drain(other, number), stream)
-        return (OK,)
-
-    def cudaStreamBeginCapture(self, stream: int, mode: int) -> Any:
-        self.capture = []
-        self.captures += 1
-        return (OK,)
-
-    def cudaStreamEndCapture(self, stream: int) -> Any:
-        work, self.capture = self.capture, None
-        return INVALID if work is None else (OK, work)
-
-    def cudaGraphInstantiate(self, graph: list[Work], flags: int) -> Any:
-        self.live_graphs += 1
-        return OK, graph
-
-    def cudaGraphDestroy(self, graph: Any) -> Any:
-        return (OK,)
-
-    def cudaGraphExecDestroy(self, graph: Any) -> Any:
-        self.live_graphs -= 1
-        return (OK,)
-
-    def cudaGraphLaunch(self, graph: list[Work], stream: int) -> Any:
-        self.launches += 1
-        self.calls["launch"] += 1
-        for work in graph:
-            self.enqueue(work)
-        return (OK,)
-
-    # For the tests and for the fake of TensorRT.
+        self.invalidated = False
+        self.captures = self.launches = self.mallocs = self.uploads = self.live_graphs = 0
+        self.library = Library(FakeCore(self), FakeDriver(self))
 
     @property
     def used(self) -> int:
@@ -240,38 +78,100 @@ class FakeCudart:
     @property
     def enqueued(self) -> int:
         """Pieces of work that the main stream was given."""
-        return self.streams[MAIN].enqueued
+        return self.queues[MAIN].enqueued
 
     @property
     def done(self) -> int:
-        return self.streams[MAIN].done
+        return self.queues[MAIN].done
+
+    def create_queue(self) -> int:
+        number = MAIN + len(self.queues)
+        self.queues[number] = Queue()
+        return number
 
     def enqueue(self, work: Work, stream: int = MAIN) -> None:
         if self.capture is not None and stream == MAIN:
             self.capture.append(work)
             return
-        into = self.streams[stream]
+        into = self.queues[stream]
         into.enqueued += 1
-        into.queue.append((into.enqueued, work))
+        into.work.append((into.enqueued, work))
         if stream in self.eager:
             self.drain(stream)
 
     def drain(self, stream: int = MAIN, until: int | None = None) -> None:
-        of = self.streams[stream]
-        while of.queue and (until is None or of.queue[0][0] <= until):
-            number, work = of.queue.popleft()
+        of = self.queues[stream]
+        while of.work and (until is None or of.work[0][0] <= until):
+            number, work = of.work.popleft()
             work()
             of.done = number
 
-    def drain_all(self) -> None:
-        for stream in self.streams:
-            self.drain(stream)
-
     def check(self, address: int, count: int) -> None:
-        """An access outside of what is allocated is an error of the test, at the place where it was enqueued."""
-        inside = any(start <= address and address + count <= start + len(b) for start, b in self.memory.items())
-        assert inside, f"access to {count} bytes at {address:#x}, which is not allocated"
+        """An access outside of what is allocated is an error of the test, at the place where it is enqueued."""
+        assert within(self.memory, address, count) is not None, f"{count} bytes at {address:#x} are not allocated"
+
+    def reach(self, address: int, count: int) -> None:
+        """Likewise when the access happens: a stream may not have got to the end of memory that was freed since."""
+        found = within({**self.leaving, **self.memory}, address, count)
+        assert found is not None, f"{count} bytes at {address:#x} were freed"
+        stream, number = self.born.get(found, (MAIN, 0))
+        assert self.queues[stream].done >= number, "another stream did not wait for the allocation"
+
+    def need_context(self) -> None:
+        if not getattr(self.current, "device", False):
+            raise CUDAError("CUDA_ERROR_INVALID_CONTEXT: no context is current in this thread")
+
+    def refuse_in_capture(self, what: str) -> None:
+        if self.capture is not None:
+            self.invalidated = True
+            raise CUDAError(f"CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED: {what}")
+
+    def allocate(self, size: int, stream: int) -> FakeBuffer:
+        self.refuse_in_capture("allocation")
+        if self.used + size > self.limit:
+            raise CUDAError("CUDA_ERROR_OUT_OF_MEMORY: The API call failed because it was unable to allocate enough")
+        self.mallocs += 1
+        self.calls["malloc"] += 1
+        self.reserved = max(0, self.reserved - size)
+        block = ctypes.create_string_buffer(b"\xff" * size, size)
+        address = ctypes.addressof(block)
+        self.memory[address] = block
+        if self.memory_pools:
+            self.enqueue(lambda: None, stream)
+            self.born[address] = (stream, self.queues[stream].enqueued)
+        return FakeBuffer(address, size, free=lambda on: self.free(address, stream if on is None else on))
+
+    def free(self, address: int, stream: int) -> None:
+        self.calls["free"] += 1
+        block = self.leaving[address] = self.memory.pop(address)
+        if self.memory_pools:
+            self.reserved += len(block)
+            self.enqueue(lambda: self.end(address), stream)
+        else:
+            self.drain(stream)
+            self.end(address)
+
+    def end(self, address: int) -> None:
+        """Nothing may use it from here on; it is kept, so that no address comes twice."""
+        self.freed[address] = self.leaving.pop(address)
+
+    def allocate_host(self, size: int) -> FakeBuffer:
+        self.calls["malloc host"] += 1
+        block = ctypes.create_string_buffer(b"\x7f" * size, size)
+        self.host[ctypes.addressof(block)] = block
+        # The library waits for the default stream alone, which is none of ours.
+        return FakeBuffer(ctypes.addressof(block), size, free=lambda on: self.host.pop(ctypes.addressof(block)))
+
+    def locate(self, address: int, count: int) -> tuple[str, Work]:
+        """Where memory is, and a check of it for when the copy happens."""
+        gone = within({**self.leaving, **self.freed}, address, 1)
+        assert gone is None, "use of memory that was freed"
+        if within(self.memory, address, count) is not None:
+            return "Device", lambda: self.reach(address, count)
+        locked = within(self.host, address, count)
+        return "Host", lambda: None if locked is None else self.host[locked]
 
 
-def void(_: Any) -> None:
-    """Let an expression be a statement."""
+def within(blocks: dict[int, Any], address: int, count: int) -> int | None:
+    """The address of the block that holds these bytes."""
+    return next((a for a, block in blocks.items() if a <= address and address + count <= a + len(block)), None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import gc
 from collections import Counter
 from pathlib import Path
@@ -12,27 +11,24 @@ import numpy as np
 import pytest
 
 from freeprompt import Editor, Inversion
-from freeprompt.cli import options
 from freeprompt.contract.bundle import Bundle
-from freeprompt.contract.errors import UsageError
 from freeprompt.contract.session import HostArray
 from freeprompt.editor import Progress
 from freeprompt.engines.cuda.memory import DevicePool, round_up
 from freeprompt.engines.cuda.runtime import CudaRuntime
 from freeprompt.engines.cuda.spill import Spill, SpilledArray
-from freeprompt.engines.fake import FakeBackend
 from freeprompt.engines.onnxruntime.backend import OnnxRuntimeBackend
 from freeprompt.engines.tensorrt.backend import TensorRTBackend
 from freeprompt.runtime.execute import StepResult
 from freeprompt.runtime.pipeline import Limits
-from freeprompt.runtime.plan import records
-from freeprompt.runtime.plan.plan import Plan, RecordPass, plan_to_text
+from freeprompt.runtime.plan.plan import Plan, RecordPass
 from freeprompt.runtime.plan.record_size import RECORD_ROWS
 from freeprompt.runtime.plan.schedule import Schedule
 from freeprompt.runtime.plan.settings import EditSettings
 from freeprompt.runtime.source import recording
 from tests.engines.conftest import Machine
-from tests.engines.cuda.fake_cuda import MAIN, FakeCudart
+from tests.engines.cuda.fake_core import MAIN
+from tests.engines.cuda.fake_cuda import FakeCuda
 
 STEPS = 10
 PROMPT = "a red cat"
@@ -48,10 +44,10 @@ def eager(request: pytest.FixtureRequest) -> tuple[int, ...]:
 
 
 @pytest.fixture
-def device(bundle: Bundle, eager: tuple[int, ...]) -> tuple[FakeCudart, TensorRTBackend]:
+def device(bundle: Bundle, eager: tuple[int, ...]) -> tuple[FakeCuda, TensorRTBackend]:
     machine = Machine.create(eager=eager)
     machine.build(bundle)
-    return machine.cudart, machine.backend
+    return machine.cuda, machine.backend
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +64,7 @@ def edit(editor: Editor, start: Any, mode: str = "exact", prompt: str = PROMPT) 
 
 @pytest.mark.parametrize("mode", ["exact", "inversion"])
 def test_spilled_edits_are_bit_equal_and_within_the_budget(
-    device: tuple[FakeCudart, TensorRTBackend], bundle: Bundle, start: Any, mode: str
+    device: tuple[FakeCuda, TensorRTBackend], bundle: Bundle, start: Any, mode: str
 ) -> None:
     """Ten steps are three passes of 4, 4 and 2 rows, or ten of one. Two passes at a time are on the move."""
     _, backend = device
@@ -96,10 +92,10 @@ def test_spilled_edits_are_bit_equal_and_within_the_budget(
 
 
 def test_the_host_waits_for_nothing_while_steps_run(
-    device: tuple[FakeCudart, TensorRTBackend], bundle: Bundle, start: Any
+    device: tuple[FakeCuda, TensorRTBackend], bundle: Bundle, start: Any
 ) -> None:
     """What one step costs the host, counted call by call."""
-    cudart, backend = device
+    cuda, backend = device
     editor = Editor(bundle, backend, Limits(device_record_bytes=0))
     pipeline = editor.pipeline
     inversion = pipeline.invert(backend.upload(start), STEPS)
@@ -108,18 +104,17 @@ def test_the_host_waits_for_nothing_while_steps_run(
     seen: list[Counter[str]] = []
 
     def observer(plan: Plan, number: int, result: StepResult, schedule: Schedule) -> None:
-        seen.append(Counter(cudart.calls))
+        seen.append(Counter(cuda.calls))
 
     (plan,) = editor.plan(PROMPT, steps=STEPS, replace_fraction=1.0, record="exact")[1:]
     assert plan.host_record_bytes == STEPS * ROW
     chosen = EditSettings(7.5, 1.0, "", tuple(layer.number for layer in bundle.manifest.layers if layer.replaced))
     pipeline.edit(inversion, (PROMPT,), chosen, "exact", editor.limits, observer)
     layers = sum(layer.recordable for layer in bundle.manifest.layers)
-    run = "launch" if isinstance(backend, TensorRTBackend) else "enqueue"
     for step in range(1, STEPS):
         cost = seen[step] - seen[step - 1]
         assert cost["synchronize"] == cost["malloc"] == cost["free"] == cost["malloc host"] == 0
-        assert cost[run] == 1
+        assert cost["launch"] == 1
         changes = step in (4, 8)  # a new pass is read: into the fixed buffers, once for its steps
         assert cost["copy DeviceToDevice"] == 2 + (layers if changes else 0), "latents in, latents out"
         coming = step == 4  # and the last one is sent for
@@ -127,38 +122,37 @@ def test_the_host_waits_for_nothing_while_steps_run(
         assert cost["wait on device"] == (1 if changes else 0) + (1 if coming else 0)
 
 
-def test_a_step_of_the_one_engine_plan(device: tuple[FakeCudart, TensorRTBackend], bundle: Bundle, start: Any) -> None:
+def test_a_step_of_the_one_engine_plan(device: tuple[FakeCuda, TensorRTBackend], bundle: Bundle, start: Any) -> None:
     """Latents and the source's pinned latents in, latents out, all tables in one upload, one launch."""
-    cudart, backend = device
+    cuda, backend = device
     editor = Editor(bundle, backend)
     inversion = editor.pipeline.invert(backend.upload(start), STEPS)
     editor.edit_latents(inversion, PROMPT, replace_fraction=1.0, record="none")
     seen: list[Counter[str]] = []
 
     def callback(progress: Progress) -> None:
-        seen.append(Counter(cudart.calls))
+        seen.append(Counter(cuda.calls))
 
     editor.edit_latents(inversion, PROMPT, replace_fraction=1.0, record="none", callback=callback)
-    run = "launch" if isinstance(backend, TensorRTBackend) else "enqueue"
     for step in range(1, STEPS):
-        assert seen[step] - seen[step - 1] == {"copy HostToDevice": 1, "copy DeviceToDevice": 3, run: 1}
+        assert seen[step] - seen[step - 1] == {"copy HostToDevice": 1, "copy DeviceToDevice": 3, "launch": 1}
 
 
-def test_recording_waits_for_nothing(device: tuple[FakeCudart, TensorRTBackend], bundle: Bundle, start: Any) -> None:
+def test_recording_waits_for_nothing(device: tuple[FakeCuda, TensorRTBackend], bundle: Bundle, start: Any) -> None:
     """The latents of a pass are an array of the host; they go through page-locked memory."""
-    cudart, backend = device
+    cuda, backend = device
     editor = Editor(bundle, backend, Limits(device_record_bytes=0))
     edit(editor, start)
     inversion = editor.pipeline.invert(backend.upload(start), STEPS)
     _ = inversion.trajectory
     embeddings = editor.pipeline.embed(("", PROMPT))
-    before = Counter(cudart.calls)
+    before = Counter(cuda.calls)
     record = recording.Record()
     for levels in ((10, 9, 8, 7), (6, 5, 4, 3), (2, 1)):
         made = RecordPass(levels, tuple(editor.pipeline.schedule(STEPS).timesteps[n - 1] for n in levels))
         record.append(made, recording.run_record_pass(editor.pipeline.graphs, made, inversion.trajectory, embeddings))
         record.place(backend, 0, len(record.rows) - 1)
-    cost = cudart.calls - before
+    cost = cuda.calls - before
     assert cost["synchronize"] == 0
     assert cost["copy HostToDevice"] == 2 * 3, "tables and latents of each pass"
     assert cost["copy DeviceToHost"] == 3 * len(record.rows[0])
@@ -191,17 +185,17 @@ def test_a_saved_inversion_goes_straight_to_the_host(bundle: Bundle, start: Any,
     np.testing.assert_allclose(got, on_cpu, rtol=1e-4, atol=1e-5)
 
 
-def pools(eager: tuple[int, ...]) -> tuple[FakeCudart, DevicePool, Spill]:
-    cudart = FakeCudart(eager=eager)
-    pool = DevicePool(CudaRuntime(cudart))
-    return cudart, pool, Spill(pool)
+def pools(eager: tuple[int, ...]) -> tuple[FakeCuda, DevicePool, Spill]:
+    cuda = FakeCuda(eager=eager)
+    pool = DevicePool(CudaRuntime(cuda.library))
+    return cuda, pool, Spill(pool)
 
 
 def numbered(pool: DevicePool, value: float) -> Any:
     """An array that the main stream has yet to write: without a wait by whoever reads it, it is NaN."""
     source = pool.upload(np.full(1000, value, np.float32))
     array = pool.array((1000,), np.dtype(np.float32))
-    pool.cuda.copy(array.address, source.address, source.nbytes)
+    source.content.copy_to(array.content, stream=pool.cuda.stream)
     return array
 
 
@@ -230,7 +224,7 @@ def test_memory_that_comes_back_still_has_readers(eager: tuple[int, ...]) -> Non
     spilled = spill.spill({"a": numbered(pool, 1.0)})
     spill.fetch(spilled)  # lets go of what was spilled
     read, target = numbered(pool, 5.0), pool.array((1000,), np.dtype(np.float32))
-    pool.cuda.copy(target.address, read.address, read.nbytes)
+    read.content.copy_to(target.content, stream=pool.cuda.stream)
     address = read.address
     del read
     back = spill.fetch(spilled)
@@ -250,71 +244,11 @@ def test_what_was_sent_for_and_not_used_leaves_its_memory_alone(eager: tuple[int
 
 
 def test_no_memory_left_while_sending_for_it(eager: tuple[int, ...]) -> None:
-    cudart, pool, spill = pools(eager)
+    cuda, pool, spill = pools(eager)
     spilled = spill.spill({"a": HostArray(np.ones(1000, np.float32)), "b": HostArray(np.ones(1000, np.float32))})
     pool.trim()
-    cudart.limit = cudart.used + 4096
+    cuda.limit = cuda.used + 4096
     with pytest.raises(Exception, match="GPU has no"):
         spill.fetch(spilled)
-    cudart.limit = 1 << 20
+    cuda.limit = 1 << 20
     np.testing.assert_array_equal(spill.fetch(spilled)["b"].numpy(), np.ones(1000))
-
-
-@pytest.mark.parametrize(
-    ("rows", "budget", "resident"),
-    [
-        ((4, 4, 2), None, 3),
-        ((4, 4, 2), 100, 3),
-        ((4, 4, 2), 99, 0),
-        ((4, 4, 4, 4), 159, 1),
-        ((4, 4, 4, 4), 120, 1),
-        ((4, 4, 4, 4), 119, 0),
-        ((4, 4, 4, 4), 0, 0),
-        ((1,) * 10, 99, 7),
-        ((), 0, 0),
-    ],
-)
-def test_how_many_passes_stay(rows: tuple[int, ...], budget: int | None, resident: int) -> None:
-    """Ten bytes a row; two of the largest passes are kept free where not all stay."""
-    passes = [RecordPass(tuple(range(n)), tuple(range(n))) for n in rows]
-    assert records.resident_passes(passes, 10, budget) == resident
-
-
-def test_the_plan_says_where_the_record_lies(bundle: Bundle) -> None:
-    """Forty rows are ten passes; six passes' worth of budget keeps four of them and two that move."""
-    editor = Editor(bundle, FakeBackend(), Limits(device_record_bytes=6 * PASS))
-    (plan,) = editor.plan(PROMPT, record="exact")[1:]
-    assert (plan.resident, plan.total_record_bytes) == (4, 40 * ROW)
-    assert plan.host_record_bytes == 6 * PASS
-    assert plan.device_record_bytes == 6 * PASS
-    text = plan_to_text((plan,))
-    assert f"of it {6 * PASS / 1e6:.2f} MB wait in host memory" in text
-    assert f"on the device are at most {6 * PASS / 1e6:.2f} MB" in text
-    assert "wait in host memory" not in plan_to_text(Editor(bundle, FakeBackend()).plan(PROMPT, record="exact"))
-    on_cpu = Editor(bundle, OnnxRuntimeBackend("cpu", 1), Limits(device_record_bytes=0))
-    assert "wait in host memory" not in plan_to_text(on_cpu.plan(PROMPT, record="exact")), "it is host memory anyway"
-
-
-def test_the_command_lines_option(tiny_bundle: Path) -> None:
-    parser = argparse.ArgumentParser()
-    options.add_model_options(parser)
-    options.add_limit_options(parser)
-    given = ["--bundle", str(tiny_bundle), "--backend", "cpu", "--device-record-megabytes"]
-    for megabytes in (0, 5):
-        editor = options.load_editor(parser.parse_args([*given, str(megabytes)]), verify=False)
-        assert editor.limits == Limits(device_record_bytes=megabytes * 1_000_000)
-    assert options.load_editor(parser.parse_args(given[:-1]), verify=False).limits == Limits()
-    for wrong in (-1, True, 1.5):
-        with pytest.raises(UsageError, match="device_record_bytes"):
-            Limits(device_record_bytes=wrong)  # type: ignore[arg-type]
-
-
-def test_backends_without_a_copy_stream_spill_too(bundle: Bundle, start: Any) -> None:
-    """A device in name alone: arrays go by way of NumPy."""
-
-    class Elsewhere(OnnxRuntimeBackend):
-        device = "elsewhere"
-
-    plain = edit(Editor(bundle, Elsewhere("cpu", 1)), start)
-    spilled = edit(Editor(bundle, Elsewhere("cpu", 1), Limits(device_record_bytes=0)), start)
-    np.testing.assert_array_equal(plain, spilled)

@@ -1,4 +1,4 @@
-"""TensorRT's Python API over ONNX Runtime on the CPU: engines that compute, in the memory of ``FakeCudart``.
+"""TensorRT's Python API over ONNX Runtime on the CPU: engines that compute, in the memory of ``FakeCuda``.
 
 ``compile`` stands for the process that builds; what is told the library's builder there is in ``told_builder``. A
 conformance test holds what is here against the real bindings.
@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
@@ -20,7 +20,8 @@ import onnxruntime as ort
 
 from freeprompt.engines.tensorrt.progress import Reporter
 from freeprompt.engines.tensorrt.request import BuildRequest, Built
-from tests.engines.cuda.fake_cuda import MAIN, FakeCudart
+from tests.engines.cuda.fake_core import MAIN
+from tests.engines.cuda.fake_cuda import FakeCuda
 
 NAMES = {"tensor(float)": "FLOAT", "tensor(float16)": "HALF", "tensor(int32)": "INT32", "tensor(int64)": "INT64"}
 NUMPY = {"FLOAT": np.float32, "HALF": np.float16, "INT32": np.int32, "INT64": np.int64}
@@ -41,21 +42,35 @@ class TensorIOMode(IntEnum):
     OUTPUT = 2
 
 
-class BaseLogger:
-    INTERNAL_ERROR, ERROR, WARNING, INFO = range(4)
+class Severity(IntEnum):
+    INTERNAL_ERROR = 0
+    ERROR = 1
+    WARNING = 2
 
-    def __init__(self) -> None:
-        pass
+
+class BaseLogger:
+    INTERNAL_ERROR: ClassVar[Any] = Severity.INTERNAL_ERROR
+    ERROR: ClassVar[Any] = Severity.ERROR
+    WARNING: ClassVar[Any] = Severity.WARNING
+
+    def log(self, severity: Any, msg: str) -> None:
+        raise NotImplementedError
 
 
 class BaseProfiler:
-    def __init__(self) -> None:
-        pass
+    def report_layer_time(self, layer_name: str, ms: float) -> None:
+        raise NotImplementedError
 
 
 class BaseMonitor:
-    def __init__(self) -> None:
-        pass
+    def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+        raise NotImplementedError
+
+    def phase_finish(self, phase_name: str) -> None:
+        raise NotImplementedError
+
+    def step_complete(self, phase_name: str, step: int) -> bool:
+        raise NotImplementedError
 
 
 class FakeTensorRT:
@@ -76,7 +91,7 @@ class FakeTensorRT:
         compiled: kernels that engines compiled, rather than found in their runtime cache.
     """
 
-    def __init__(self, version: str, cuda: FakeCudart, backend: str = "tensorrt") -> None:
+    def __init__(self, version: str, cuda: FakeCuda, backend: str = "tensorrt") -> None:
         self.__version__ = version
         self.cuda = cuda
         self.backend = backend
@@ -136,7 +151,8 @@ class Runtime:
         validity = self._trt.EngineValidity
         return (validity.INVALID if self._trt.diagnostics else validity.VALID), self._trt.diagnostics
 
-    def deserialize_cuda_engine(self, data: bytes) -> Any:
+    def deserialize_cuda_engine(self, data: bytes) -> FakeEngine | None:
+        self._trt.cuda.need_context()
         if not self._trt.gpu:
             self._logger.log(BaseLogger.ERROR, "CUDA initialization failure with error: 35.")
             return None
@@ -159,6 +175,7 @@ class FakeEngine:
         self.device_memory_size_v2 = SCRATCH_BYTES
 
     def create_execution_context(self, how: Any) -> FakeContext:
+        self._trt.cuda.need_context()
         if isinstance(how, RuntimeConfig):
             assert how.dynamic_shapes_kernel_specialization_strategy.name == "EAGER" and how._cache is not None
             if b"kernels" not in how._cache._content:
@@ -196,7 +213,7 @@ class RuntimeConfig:
     def create_runtime_cache(self) -> RuntimeCache:
         return RuntimeCache()
 
-    def set_runtime_cache(self, cache: RuntimeCache) -> bool:
+    def set_runtime_cache(self, cache: Any) -> bool:
         self._cache = cache
         return True
 
@@ -282,21 +299,21 @@ class FakeContext:
 
     def _compute(self, scratch: int, addresses: dict[str, int], shapes: dict[str, tuple[int, ...]]) -> None:
         cuda, session = self._trt.cuda, self._engine.session
-        cuda.check(scratch, SCRATCH_BYTES)
+        cuda.reach(scratch, SCRATCH_BYTES)
         feeds = {}
         for value in session.get_inputs():
             dtype = np.dtype(NUMPY[NAMES[value.type]])
             feeds[value.name] = read(cuda, addresses[value.name], shapes[value.name], dtype)
         for value, array in zip(session.get_outputs(), session.run(None, feeds)):
             result = np.ascontiguousarray(self._trt.distort(array).astype(array.dtype))
-            cuda.check(addresses[value.name], result.nbytes)
+            cuda.reach(addresses[value.name], result.nbytes)
             ctypes.memmove(addresses[value.name], result.ctypes.data, result.nbytes)
 
 
-def read(cuda: FakeCudart, address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+def read(cuda: FakeCuda, address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
     """A copy of device memory."""
     result = np.empty(shape, dtype)
-    cuda.check(address, result.nbytes)
+    cuda.reach(address, result.nbytes)
     ctypes.memmove(result.ctypes.data, address, result.nbytes)
     return result
 

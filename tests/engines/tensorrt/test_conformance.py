@@ -1,102 +1,99 @@
-"""Our TensorRT and CUDA code against the libraries' real Python bindings: names, members and signatures.
+"""Our types for TensorRT's API against the libraries' real Python bindings; our source and the fake against the types.
 
 No GPU and no TensorRT is needed: see ``bindings``. What the libraries *do* is not tested here but on a GPU.
 """
 
 from __future__ import annotations
 
-import inspect
 import json
 from enum import IntEnum
+from types import ModuleType
+from typing import Any
 
 import pytest
 
-from tests.engines.cuda.fake_cuda import FakeCudart
-from tests.engines.tensorrt import bindings, fake_tensorrt
-from tests.engines.tensorrt.api_uses import MODULE, TYPES, Use, find_uses, problems, sources
-from tests.engines.tensorrt.bindings import CUDA, ROOT, TENSORRT, Wheel, describe, describe_installed, run_python
+from freeprompt.engines.tensorrt import api, rtx_api
+from tests.engines import bindings, conformance
+from tests.engines.bindings import TENSORRT, Wheel, describe, run_python
+from tests.engines.cuda.fake_cuda import FakeCuda
+from tests.engines.tensorrt import fake_tensorrt
+from tests.engines.tensorrt.fake_tensorrt import FakeTensorRT
 
-ENGINES = ROOT / "engines"
-TENSORRT_SOURCES = (
-    "tensorrt/library.py",
-    "tensorrt/compile.py",
-    "tensorrt/engine.py",
-    "tensorrt/progress.py",
-    "tensorrt/timing.py",
-)
-# What TensorRT-RTX has beside the common API.
-RTX_SOURCES = ("tensorrt/rtx.py",)
-CUDA_SOURCES = ("cuda/runtime.py",)
+RTX = "tensorrt_rtx_bindings"
+# What each library has to have: types, and which of them are of the module itself. This is all that tells them apart.
+COMMON: tuple[tuple[ModuleType, tuple[str, ...]], ...] = ((api, ("TensorRT", "BuildingTensorRT")),)
+RTX_TOO = (*COMMON, (rtx_api, ("TensorRTRTX",)))
 
 tensorrt_versions = pytest.mark.parametrize("wheel", TENSORRT, ids=lambda wheel: wheel.version)
 
 
+def enums(fake: FakeTensorRT) -> dict[str, set[str]]:
+    """Enumerators of the fake by their classes."""
+    kinds = {name: kind for name, kind in vars(fake).items() if isinstance(kind, type) and issubclass(kind, IntEnum)}
+    return {name: set(kind.__members__) for name, kind in kinds.items()}
+
+
+def described(wheels: tuple[Wheel, ...], module: str, fake: FakeTensorRT) -> dict[str, Any]:
+    wanted = set[str]().union(*(conformance.names(types, modules) for types, modules in RTX_TOO), enums(fake))
+    return describe(wheels, wanted, module)
+
+
+def wrong(library: dict[str, Any], fake: FakeTensorRT, required: Any) -> list[str]:
+    found = [line for types, modules in required for line in conformance.problems(types, modules, library)]
+    for name, members in enums(fake).items():
+        known = library.get(name, {"members": {}})["members"]
+        found += [f"the fake's {name}.{member} does not exist" for member in sorted(members - known.keys())]
+    return found
+
+
 @tensorrt_versions
-def test_every_use_exists_in_this_version(wheel: Wheel) -> None:
-    library = describe(wheel, "tensorrt_bindings")
-    for name, source in sources(ENGINES, TENSORRT_SOURCES).items():
-        found = problems(find_uses(source, wheel.version), library)
-        assert not found, f"{name} with TensorRT {wheel.version}: " + "; ".join(found)
+def test_tensorrt_has_what_is_used(wheel: Wheel) -> None:
+    fake = FakeTensorRT(wheel.version, FakeCuda())
+    assert wrong(described((wheel,), "tensorrt_bindings", fake), fake, COMMON) == []
 
 
-def test_every_use_exists_in_tensorrt_rtx() -> None:
-    pytest.importorskip("tensorrt_rtx_bindings")
-    library = describe_installed("tensorrt_rtx_bindings")
-    for name, source in sources(ENGINES, (*TENSORRT_SOURCES, *RTX_SOURCES)).items():
-        found = problems(find_uses(source, "11.4"), library)
-        assert not found, f"{name} with TensorRT-RTX: " + "; ".join(found)
+def test_tensorrt_rtx_has_what_is_used() -> None:
+    pytest.importorskip(RTX, reason="TensorRT-RTX is not for this platform")
+    fake = FakeTensorRT("1.7.1.116", FakeCuda(), "tensorrt-rtx")
+    library = described((), RTX, fake)
+    assert wrong(library, fake, RTX_TOO) == []
+    # And whatever is taken away from it is missed.
+    for types, modules in RTX_TOO:
+        for name, kind in conformance.classes(types).items():
+            for member, _ in conformance.declared(kind):
+                less = {**library}
+                if name in modules:
+                    del less[member]
+                else:
+                    less[name] = {**library[name], "members": {**library[name]["members"]}}
+                    del less[name]["members"][member]
+                assert f"{name}.{member} does not exist" in wrong(less, fake, RTX_TOO)
 
 
-@pytest.mark.parametrize("wheel", CUDA, ids=lambda wheel: wheel.version)
-def test_every_cuda_call_exists_in_this_version(wheel: Wheel) -> None:
-    library = describe(wheel, "cuda.bindings.runtime")
-    for source in sources(ENGINES, CUDA_SOURCES).values():
-        uses = find_uses(source, "0")
-        assert len({use.name for use in uses}) > 30
-        found = problems(uses, library)
-        assert not found, "; ".join(found)
+FAKES: dict[type, tuple[type, ...]] = {
+    fake_tensorrt.BaseLogger: (api.ILogger,),
+    fake_tensorrt.BaseProfiler: (api.IProfiler,),
+    fake_tensorrt.BaseMonitor: (api.IProgressMonitor,),
+    fake_tensorrt.Runtime: (api.Runtime, rtx_api.Runtime),
+    fake_tensorrt.FakeEngine: (api.ICudaEngine, rtx_api.ICudaEngine),
+    fake_tensorrt.Inspector: (api.EngineInspector,),
+    fake_tensorrt.FakeContext: (api.IExecutionContext,),
+    fake_tensorrt.RuntimeConfig: (rtx_api.IRuntimeConfig,),
+    fake_tensorrt.RuntimeCache: (rtx_api.IRuntimeCache,),
+}
 
 
-def test_the_sources_use_every_class_that_is_looked_for() -> None:
-    """A variable renamed in the sources would silently no longer be checked."""
-    used = set()
-    for source in sources(ENGINES, (*TENSORRT_SOURCES, *RTX_SOURCES, *CUDA_SOURCES)).values():
-        used |= {use.owner for use in find_uses(source, "10.3")}
-    assert set(TYPES.values()) <= used
+def for_mypy(
+    runtime: fake_tensorrt.Runtime, engine: fake_tensorrt.FakeEngine, cache: fake_tensorrt.RuntimeCache
+) -> tuple[rtx_api.Runtime, rtx_api.ICudaEngine, rtx_api.IRuntimeCache]:
+    """Where our source takes TensorRT-RTX's own by a cast, mypy sees here that the fake has it."""
+    return runtime, engine, cache
 
 
-def test_nothing_else_touches_the_libraries() -> None:
-    """Other modules reach TensorRT and CUDA through the ones that are checked."""
-    for path in sorted(ENGINES.rglob("*.py")):
-        if path.relative_to(ENGINES).as_posix() not in (*TENSORRT_SOURCES, *RTX_SOURCES, *CUDA_SOURCES):
-            uses = [u for u in find_uses(path.read_text(), "10.3") if u.owner == MODULE]
-            assert all(use.name == "__version__" for use in uses), (path, uses)
-
-
-@pytest.mark.parametrize(
-    ("code", "complaint"),
-    [
-        ("config.set_flag(trt.BuilderFlag.FP16)", "BuilderFlag.FP16 does not exist"),
-        ("size = engine.device_memory_size", "ICudaEngine.device_memory_size does not exist"),
-        ("context.set_device_memory(1)", "called with 1 arguments"),
-        ("config.set_memory_pool_limit(pool_size=3)", "called with 0 arguments"),
-        ("engine.num_layers = 3", "cannot be set"),
-        ("flag = trt.BuilderFlag\nx = flag.INT8", "BuilderFlag.INT8 does not exist"),
-        ("builder = trt.Builder()", "called with 0 arguments"),
-        ("self._trt.no_such_function()", "no_such_function does not exist"),
-        ("if not at_least(trt, '10.3'):\n  pass\nelse:\n  trt.BuilderFlag.FP16", "FP16 does not exist"),
-    ],
-)
-def test_what_the_newest_version_lacks_is_found(code: str, complaint: str) -> None:
-    wheel = TENSORRT[-1]
-    (found,) = problems(find_uses(code, wheel.version), describe(wheel, "tensorrt_bindings"))
-    assert complaint in found
-
-
-def test_code_for_an_older_version_is_not_held_against_a_newer() -> None:
-    code = "if at_least(trt, '10.3'):\n  pass\nelse:\n  config.set_flag(trt.BuilderFlag.FP16)"
-    assert find_uses(code, "11.4") == []
-    assert {use.name for use in find_uses(code, "10.2.0")} == {"set_flag", "BuilderFlag", "FP16"}
+@pytest.mark.parametrize("fake", FAKES, ids=lambda fake: fake.__name__)
+def test_the_fake_adds_nothing(fake: type) -> None:
+    """That it lacks nothing, and takes what the types say, is for mypy: it is passed where they are expected."""
+    assert conformance.inventions(fake, *FAKES[fake]) == []
 
 
 SUBCLASSES = """
@@ -104,7 +101,7 @@ import json, sys, warnings
 warnings.simplefilter("error")
 import tensorrt_bindings
 sys.modules["tensorrt"] = tensorrt_bindings
-from freeprompt.engines.tensorrt.library import FLAVOURS, Library, Messages, load_library
+from freeprompt.engines.tensorrt.library import load_library
 from freeprompt.engines.tensorrt.progress import BuildProgress, create_monitor
 library = load_library("tensorrt")
 trt, messages = library.trt, library.messages
@@ -140,75 +137,12 @@ print(json.dumps([said, list(messages.warnings), lines, refused]))
 @tensorrt_versions
 def test_our_subclasses_and_the_absence_of_a_gpu(wheel: Wheel) -> None:
     """Logger and monitor are subclasses of the bindings' classes; without a GPU the library gives no runtime."""
-    errors, warned, lines, refused = json.loads(run_python(wheel, SUBCLASSES))
+    errors, warned, lines, refused = json.loads(run_python((wheel,), SUBCLASSES))
     assert errors == ["bad", "worse"]
     assert warned == ["hm"]
     assert lines == ["b: 50 % after 10 s, about 10 s left"]
     assert len(refused) == 1
     assert refused[0].startswith("TensorRT could not start its runtime")
-
-
-FAKES: dict[type, str] = {
-    fake_tensorrt.Runtime: "Runtime",
-    fake_tensorrt.FakeEngine: "ICudaEngine",
-    fake_tensorrt.Inspector: "EngineInspector",
-    fake_tensorrt.FakeContext: "IExecutionContext",
-}
-# And what TensorRT-RTX alone has, methods of classes above included.
-RTX_FAKES: dict[type, str] = {
-    fake_tensorrt.RuntimeConfig: "IRuntimeConfig",
-    fake_tensorrt.RuntimeCache: "IRuntimeCache",
-}
-RTX_METHODS = ("get_engine_validity", "create_runtime_config")
-
-
-def fake_uses(fake: type, owner: str) -> list[Use]:
-    """The public methods and properties of a fake, as uses with as many arguments as they take."""
-    uses = []
-    for name, value in vars(fake).items():
-        if name.startswith("_"):
-            continue
-        if inspect.isfunction(value):
-            parameters = list(inspect.signature(value).parameters.values())[1:]
-            required = sum(p.default is inspect.Parameter.empty for p in parameters)
-            uses.append(Use(owner, name, 0, required))
-        else:
-            uses.append(Use(owner, name, 0))
-    return uses
-
-
-@tensorrt_versions
-def test_the_fake_invents_nothing(wheel: Wheel) -> None:
-    """What the unit tests run against has the names and arguments of the real bindings of that version."""
-    library = describe(wheel, "tensorrt_bindings")
-    module = fake_tensorrt.FakeTensorRT(wheel.version, FakeCudart())
-    found = problems([Use(MODULE, name, 0) for name in vars(module) if name[0].isupper()], library)
-    for name, enum in vars(module).items():
-        if isinstance(enum, type) and issubclass(enum, IntEnum):
-            found += problems([Use(name, member, 0) for member in enum.__members__], library)
-    for fake, owner in FAKES.items():
-        found += problems([use for use in fake_uses(fake, owner) if use.name not in RTX_METHODS], library)
-    assert found == []
-
-
-def test_the_fake_of_tensorrt_rtx_invents_nothing() -> None:
-    pytest.importorskip("tensorrt_rtx_bindings")
-    library = describe_installed("tensorrt_rtx_bindings")
-    module = fake_tensorrt.FakeTensorRT("1.7.1.116", FakeCudart(), "tensorrt-rtx")
-    found = problems([Use(MODULE, name, 0) for name in vars(module) if name[0].isupper()], library)
-    for name, enum in vars(module).items():
-        if isinstance(enum, type) and issubclass(enum, IntEnum):
-            found += problems([Use(name, member, 0) for member in enum.__members__], library)
-    for fake, owner in {**FAKES, **RTX_FAKES}.items():
-        found += problems(fake_uses(fake, owner), library)
-    assert found == []
-
-
-@pytest.mark.parametrize("wheel", CUDA, ids=lambda wheel: wheel.version)
-def test_the_fake_of_cuda_invents_nothing(wheel: Wheel) -> None:
-    uses = [use for use in fake_uses(FakeCudart, MODULE) if use.name.startswith("cuda")]
-    assert len(uses) > 25
-    assert problems(uses, describe(wheel, "cuda.bindings.runtime")) == []
 
 
 def test_wheels_of_both_generations_are_named() -> None:

@@ -55,7 +55,7 @@ def test_the_module_that_is_taken(
     for each, version in modules.items():
         monkeypatch.setitem(sys.modules, each, module(each, version))
     found = load(name)
-    assert (found.trt.__name__, found.version) == (taken, modules[taken])
+    assert found.trt is sys.modules[taken] and found.version == modules[taken]
     assert found.name == f"{FLAVOURS[name].title} {modules[taken]}"
 
 
@@ -105,11 +105,12 @@ def test_a_module_that_is_there_and_does_not_load(monkeypatch: pytest.MonkeyPatc
 
 def test_messages_are_those_since_the_last_failure() -> None:
     messages = Messages(module("tensorrt", "11.0"), "TensorRT")
+    logger: Any = messages.logger
     for number in range(200):
-        messages.logger.log(Logger.ERROR, f"error {number}")
-        messages.logger.log(Logger.WARNING, f"warning {number}")
+        logger.log(Logger.ERROR, f"error {number}")
+        logger.log(Logger.WARNING, f"warning {number}")
     assert len(messages.errors) == len(messages.warnings) == 50
     messages.failure("run")
-    messages.logger.log(Logger.ERROR, "the cause")
+    logger.log(Logger.ERROR, "the cause")
     assert str(messages.failure("run")) == "TensorRT could not run: the cause"
     assert str(messages.failure("run")) == "TensorRT could not run: it gave no reason"

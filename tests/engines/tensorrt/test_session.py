@@ -35,7 +35,7 @@ def assert_equal(got: Any, want: Any) -> None:
 
 def opened(machine: Machine, bundle: Bundle, graph: str = "step", **build: Any) -> TensorRTSession:
     machine.build(bundle, graph, **build)
-    machine.cudart.captures = machine.cudart.launches = 0
+    machine.cuda.captures = machine.cuda.launches = 0
     return machine.backend.open(bundle, graph)
 
 
@@ -47,8 +47,8 @@ def test_every_run_equals_the_cpu_at_every_shape(machine: Machine, bundle: Bundl
             inputs = step_inputs(bundle, rows=rows)
             inputs["latents"] = inputs["latents"] + np.float32(seed)
             assert_equal(session.run(inputs)["next_latents"].numpy(), on_cpu(bundle, "step", inputs)["next_latents"])
-    assert machine.cudart.captures == 3
-    assert machine.cudart.launches == 3 * 2 + 3
+    assert machine.cuda.captures == 3
+    assert machine.cuda.launches == 3 * 2 + 3
     assert session.fallbacks == ()
 
 
@@ -63,7 +63,7 @@ def test_results_stay_what_they_were_while_the_host_runs_ahead(bundle: Bundle) -
     # Arrays of the host that are no tables are waited for; the runtime gives none of those within a loop.
     resident = {n: machine.backend.upload(inputs[n]) for n in ("pinned_latents", "encoder_hidden_states")}
     kept, wanted = [latents], [expected]
-    done = machine.cudart.done
+    done = machine.cuda.done
     for step in range(50):
         # Everything that varies is in small tables of which the host gives new ones each time.
         tables = {
@@ -74,9 +74,9 @@ def test_results_stay_what_they_were_while_the_host_runs_ahead(bundle: Bundle) -
         expected = cpu.run({**inputs, **tables, "latents": expected})["next_latents"].numpy()
         kept.append(latents)
         wanted.append(expected)
-    behind = machine.cudart.enqueued - machine.cudart.done
+    behind = machine.cuda.enqueued - machine.cuda.done
     assert behind > 10, "the host must not have waited for the last steps"
-    assert machine.cudart.done > done
+    assert machine.cuda.done > done
     for got, want in zip(kept, wanted):
         assert_equal(got.numpy(), want)
 
@@ -91,11 +91,11 @@ def test_memory_is_used_again_and_not_while_it_is_held(bundle: Bundle) -> None:
     for _ in range(3):
         session.run(inputs)
     gc.collect()
-    mallocs, used = machine.cudart.mallocs, machine.backend.pool.used_bytes
+    mallocs, used = machine.cuda.mallocs, machine.backend.pool.used_bytes
     for _ in range(20):
         session.run(inputs)
     gc.collect()
-    assert machine.cudart.mallocs == mallocs
+    assert machine.cuda.mallocs == mallocs
     assert machine.backend.pool.used_bytes == used
     held = [session.run(inputs)["next_latents"] for _ in range(20)]
     assert len({array.address for array in held}) == 20  # type: ignore[attr-defined]
@@ -109,11 +109,11 @@ def test_an_unchanged_array_is_copied_once_and_host_tables_in_one_piece(bundle: 
         inputs[name] = machine.backend.upload(inputs[name])
     session.run(inputs)
     session.run(inputs)
-    enqueued, uploads = machine.cudart.enqueued, machine.cudart.uploads
+    enqueued, uploads = machine.cuda.enqueued, machine.cuda.uploads
     session.run(inputs)
     # One upload of all tables, one launch, one copy of the result.
-    assert machine.cudart.uploads == uploads + 1
-    assert machine.cudart.enqueued == enqueued + 3
+    assert machine.cuda.uploads == uploads + 1
+    assert machine.cuda.enqueued == enqueued + 3
 
 
 @pytest.mark.parametrize("texts", [1, 2, 5])
@@ -155,7 +155,7 @@ def test_a_whole_edit_equals_the_cpu(bundle: Bundle) -> None:
         results.append((inversion.trajectory, editor.edit_latents(inversion, ["a red cat"])))
     assert_equal(results[0][0], results[1][0])
     assert_equal(results[0][1], results[1][1])
-    assert machine.cudart.launches > 0
+    assert machine.cuda.launches > 0
 
 
 def test_shapes_that_were_not_built_are_named(bundle: Bundle) -> None:
@@ -181,8 +181,8 @@ def test_what_cannot_be_recorded_is_enqueued(machine: Machine, bundle: Bundle) -
     want = on_cpu(bundle, "step", inputs)["next_latents"]
     for _ in range(4):
         assert_equal(session.run(inputs)["next_latents"].numpy(), want)
-    assert machine.cudart.captures == 1, "it must not be tried again at every step"
-    assert machine.cudart.launches == 0
+    assert machine.cuda.captures == 1, "it must not be tried again at every step"
+    assert machine.cuda.launches == 0
     assert len(session.fallbacks) == 1 and "could not run the engine" in session.fallbacks[0]
 
 
@@ -191,7 +191,7 @@ def test_cuda_graphs_can_be_switched_off(bundle: Bundle) -> None:
     session = opened(machine, bundle, rows="2")
     for _ in range(3):
         session.run(step_inputs(bundle, rows=2))
-    assert machine.cudart.captures == 0
+    assert machine.cuda.captures == 0
 
 
 def test_recorded_graphs_notice_that_the_shared_scratch_moved(bundle: Bundle) -> None:
@@ -204,19 +204,19 @@ def test_recorded_graphs_notice_that_the_shared_scratch_moved(bundle: Bundle) ->
     machine.backend._scratch.ensure(1 << 20)  # as another engine does that needs more; the old memory is freed
     for _ in range(3):
         assert_equal(session.run(inputs)["next_latents"].numpy(), want)
-    assert machine.cudart.captures == 2
-    assert machine.cudart.live_graphs == 1 + 0, "the graph with the old address must be destroyed"
+    assert machine.cuda.captures == 2
+    assert machine.cuda.live_graphs == 1 + 0, "the graph with the old address must be destroyed"
 
 
 def test_no_memory_left(bundle: Bundle) -> None:
     machine = Machine.create()
     session = opened(machine, bundle, rows="2")
-    machine.cudart.limit = machine.cudart.used + 1000
+    machine.cuda.limit = machine.cuda.used + 1000
     machine.backend.pool.trim()
-    machine.cudart.limit = machine.cudart.used + 1000
+    machine.cuda.limit = machine.cuda.used + 1000
     with pytest.raises(BackendError, match=r"GPU has no .* MB left.*free.*fewer rows"):
         session.run(step_inputs(bundle, rows=2))
-    machine.cudart.limit = 1 << 30
+    machine.cuda.limit = 1 << 30
     inputs = step_inputs(bundle, rows=2)
     assert_equal(session.run(inputs)["next_latents"].numpy(), on_cpu(bundle, "step", inputs)["next_latents"])
 
@@ -225,7 +225,7 @@ def test_memory_kept_for_later_is_given_up_before_failing(bundle: Bundle) -> Non
     machine = Machine.create()
     pool = machine.backend.pool
     pool.give_back(pool.take(1 << 20))
-    machine.cudart.limit = machine.cudart.used + 4096
+    machine.cuda.limit = machine.cuda.used + 4096
     pool.take(1 << 19)
 
 
@@ -277,11 +277,11 @@ def test_the_time_of_every_layer(machine: Machine, bundle: Bundle) -> None:
     inputs = step_inputs(bundle, rows=2)
     want = [session.run(inputs)["next_latents"].numpy() for _ in range(3)][-1]
     machine.trt.times = [("a", 2.0), ("b", 0.5), ("c", 0.25)]
-    used, captures = machine.backend.pool.used_bytes, machine.cudart.captures
+    used, captures = machine.backend.pool.used_bytes, machine.cuda.captures
     times, layers = session.time_layers(inputs, runs=4, warm=2)
     assert times.samples == {"a": [2.0] * 4, "b": [0.5] * 4, "c": [0.25] * 4}
     assert layers == {"a": "a gemm sm90_xmma", "b": "b  "}
-    assert machine.cudart.captures == captures
+    assert machine.cuda.captures == captures
     np.testing.assert_array_equal(session.run(inputs)["next_latents"].numpy(), want)
     gc.collect()
     assert machine.backend.pool.used_bytes == used
