@@ -130,7 +130,7 @@ def examine(bundle: Bundle | None = None, damaged: BundleReport | None = None) -
         bundle=damaged if bundle is None else bundle_to_report(bundle, chosen not in ("", "cpu")),
         engines=engines,
         cuda_forms=cuda_forms,
-        advice=tuple(_advice(packages, gpu, tensorrt, engines, cuda_forms, bundle)),
+        advice=tuple(_advice(packages, gpu, versions, engines, cuda_forms, bundle)),
     )
 
 
@@ -254,7 +254,7 @@ def _cuda_forms(bundle: Bundle, gpu: DeviceInfo | None) -> tuple[CudaFormReport,
 def _advice(
     packages: dict[str, str],
     gpu: DeviceInfo | None,
-    tensorrt: str | None,
+    versions: dict[str, str | None],
     engines: tuple[EngineReport, ...],
     cuda_forms: tuple[CudaFormReport, ...],
     bundle: Bundle | None,
@@ -274,8 +274,12 @@ def _advice(
             yield f"for a faster --backend cuda: freeprompt build {bundle.path} --backend cuda"
         else:
             yield "for a faster --backend cuda: export the checkpoint again, with this version's forms for CUDA"
-    if tensorrt is None:
+    unbuilt = None if any(engine.refused is None for engine in engines) else bundle
+    rtx = FLAVOURS["tensorrt-rtx"]
+    if unbuilt is not None and versions[rtx.backend] is not None and rtx.covers((), gpu.capability):
+        yield f"for --backend {rtx.backend}: freeprompt build {unbuilt.path} --backend {rtx.backend}"
+    if versions["tensorrt"] is None:
         major = int(gpu.driver.split(".")[0])
         yield f"for --backend tensorrt: pip install 'freeprompt[tensorrt-cu{min(13, major)}]'"
-    elif bundle is not None and not any(engine.refused is None for engine in engines):
-        yield f"for --backend tensorrt: freeprompt build {bundle.path}"
+    elif unbuilt is not None:
+        yield f"for --backend tensorrt: freeprompt build {unbuilt.path}"

@@ -6,7 +6,7 @@ import contextlib
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from freeprompt.contract.errors import BackendError, OutputError
@@ -17,11 +17,16 @@ _POLL_SECONDS = 0.2
 
 
 @contextlib.contextmanager
-def folder_lock(folder: Path, name: str, timeout: float = LOCK_SECONDS) -> Iterator[None]:
+def folder_lock(
+    folder: Path, name: str, timeout: float = LOCK_SECONDS, waiting: Callable[[str], None] = lambda line: None
+) -> Iterator[None]:
     """Hold the build of ``name`` in a folder that exists: a second process waits and finds what the first has built.
 
     Where there are no locks (Windows, some network file systems) two builds at once cost time, and the later wins
     whole.
+
+    Args:
+        waiting: told once, where another process holds it.
 
     Raises:
         BackendError: not given within ``timeout`` seconds.
@@ -30,7 +35,11 @@ def folder_lock(folder: Path, name: str, timeout: float = LOCK_SECONDS) -> Itera
     descriptor = _open_lock(folder / f".{name}.lock")
     try:
         end = time.monotonic() + timeout
+        told = False
         while try_lock(descriptor) is False:
+            if not told:
+                waiting(f"another process is building {name}; waiting for it")
+                told = True
             if time.monotonic() > end:
                 raise BackendError(
                     f"another process has been building {name} for {timeout:.0f} s; wait for it or end it"

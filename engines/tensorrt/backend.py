@@ -186,14 +186,24 @@ class TensorRTBackend:
             BackendError: the store refuses it, it was changed, or the library cannot load it.
         """
         assert found.metadata is not None
-        cache = None
+        data, cache = store.read(found), None
         if self.library.flavour.runtime_cache:
             identity = (found.metadata.engine_sha256, self.machine.tensorrt, self.machine.device)
             cache = RuntimeCache(found.path, *identity)
-        data = store.read(found)
-        with self.cuda.calls("load an engine"):
-            engine = Engine(self.library, data, b"" if cache is None else cache.read())
+        engine = self.deserialize(data, b"" if cache is None else cache.read())
         return LoadedEngine(engine, found.metadata.profiles, found.path.name, cache)
+
+    def deserialize(self, data: bytes, kernels: bytes = b"") -> Engine:
+        """An engine from its bytes. They are code: the caller vouches for where they come from.
+
+        Args:
+            kernels: as of ``Engine``.
+
+        Raises:
+            BackendError: the library cannot load it.
+        """
+        with self.cuda.calls("load an engine"):
+            return Engine(self.library, data, kernels)
 
     def session(self, bundle: Bundle, graph: str, engines: tuple[LoadedEngine, ...]) -> TensorRTSession:
         """A session over engines that are loaded already."""

@@ -16,7 +16,6 @@ from freeprompt.engines.onnxruntime.external_data import checked_snapshot
 from freeprompt.engines.shapes import Profile, Shapes
 from freeprompt.engines.tensorrt.backend import TensorRTBackend
 from freeprompt.engines.tensorrt.context import LoadedEngine
-from freeprompt.engines.tensorrt.engine import Engine
 from freeprompt.engines.tensorrt.library import Library
 from freeprompt.engines.tensorrt.metadata import EngineMetadata
 from freeprompt.engines.tensorrt.parity import measure_parity
@@ -116,7 +115,7 @@ class _Builder:
 
     def build(self, graph: str, profiles: tuple[Profile, ...], baked: bool) -> Outcome:
         metadata = self._planned(graph, profiles, baked)
-        with self.store.lock(Path(metadata.name).stem):
+        with self.store.lock(Path(metadata.name).stem, waiting=self.progress):
             kept = self.store.built(metadata)
             if kept is not None:
                 self._check(kept)
@@ -127,8 +126,9 @@ class _Builder:
             self.progress(f"building {graph} ({shapes}) with {self.library.name} for {target}")
             with self.store.writing(metadata) as temporary:
                 metadata = self._compiled(metadata, temporary)
-                if self._runs(metadata):
-                    metadata = self._examined(metadata, temporary.read_bytes())
+                if self.backend is not None and self._runs(metadata):
+                    engine = self.backend.deserialize(temporary.read_bytes())
+                    metadata = self._examined(metadata, LoadedEngine(engine, metadata.profiles, metadata.name))
             self.store.sign(metadata)
             return Outcome(self.store.path(metadata), metadata, "built")
 
@@ -137,8 +137,8 @@ class _Builder:
         for found in self.store.foreign():
             assert found.metadata is not None
             metadata = found.metadata
-            if self._runs(metadata):
-                metadata = self._examined(metadata, self.store.read(found))
+            if self.backend is not None and self._runs(metadata):
+                metadata = self._examined(metadata, self.backend.load(self.store, found))
             self.store.sign(metadata)
             yield Outcome(found.path, metadata, "adopted")
 
@@ -206,16 +206,16 @@ class _Builder:
             and self._runs(found.metadata)
             and not backend.checked.holds(self.bundle, found.metadata)
         ):
-            self._examined(found.metadata, self.store.read(found))
+            self._examined(found.metadata, backend.load(self.store, found))
 
-    def _examined(self, metadata: EngineMetadata, data: bytes) -> EngineMetadata:
+    def _examined(self, metadata: EngineMetadata, loaded: LoadedEngine) -> EngineMetadata:
         """The metadata with what an engine is measured to be.
 
         Raises:
-            BackendError: it cannot be loaded, or fails parity.
+            BackendError: it fails parity.
         """
         assert self.backend is not None
-        engine = Engine(self.library, data)
+        engine = loaded.engine
         inspection = engine.inspect()
         metadata = replace(
             metadata,
@@ -224,7 +224,6 @@ class _Builder:
             layers=inspection.layers,
             fused_attention=inspection.fused_attention,
         )
-        loaded = LoadedEngine(engine, metadata.profiles, metadata.name)
         with contextlib.closing(self.backend.session(self.bundle, metadata.graph, (loaded,))) as session:
             parity = measure_parity(self.bundle, metadata, session, self.progress)
         self.backend.checked.remember(self.bundle, metadata, parity)

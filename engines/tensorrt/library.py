@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import re
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ from freeprompt.contract.errors import BackendError
 
 if TYPE_CHECKING:
     from freeprompt.engines.tensorrt.api import ILogger, TensorRT
+# A process may run for long, and hear much.
+_KEPT = 50
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,8 @@ FLAVOURS = {
             ("tensorrt",),
             "10.3",
             "install it with 'pip install freeprompt[tensorrt-cu12]' or '[tensorrt-cu13]' (10.3 or later, matching the "
-            "driver's CUDA), or take the one of JetPack; ONNX Runtime needs no build: use --backend cuda or cpu",
+            "driver's CUDA), or take the one of JetPack; --backend tensorrt-rtx builds without a GPU, and ONNX Runtime "
+            "needs no build: use --backend cuda or cpu",
             builds_without_gpu=False,
             portable=(),
             timing_cache=True,
@@ -97,12 +101,12 @@ class Messages:
 
     Attributes:
         logger: to be given to the library.
-        errors, warnings: its messages in order.
+        errors, warnings: its messages in order, the last of them.
     """
 
     def __init__(self, trt: TensorRT, title: str = "TensorRT") -> None:
-        self.errors: list[str] = []
-        self.warnings: list[str] = []
+        self.errors: deque[str] = deque(maxlen=_KEPT)
+        self.warnings: deque[str] = deque(maxlen=_KEPT)
         self._title = title
         severe = (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR)
         messages = self
@@ -122,7 +126,7 @@ class Messages:
 
     def failure(self, action: str) -> BackendError:
         """The error for an action that failed: the library returns None and has said why."""
-        reason = explain(self.errors)
+        reason = explain(list(self.errors))
         self.errors.clear()
         return BackendError(f"{self._title} could not {action}: {reason}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -47,8 +48,9 @@ def build_in_child(request: BuildRequest, progress: Reporter = lambda line: None
             try:
                 process.stdin.write(msgspec.json.encode(request) + b"\n")
                 process.stdin.flush()
-            except BrokenPipeError:
-                pass  # it has ended already; why is told below
+            except BrokenPipeError:  # it has ended already; why is told below
+                with contextlib.suppress(BrokenPipeError):
+                    process.stdin.close()
             for line in process.stdout:
                 answer = msgspec.json.decode(line, type=Answer)
                 if isinstance(answer, Line):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -168,10 +169,12 @@ class EngineStore:
         """
         save_metadata(self.path(metadata), encode_metadata(self._signature.apply(metadata)))
 
-    def lock(self, name: str, timeout: float = LOCK_SECONDS) -> contextlib.AbstractContextManager[None]:
+    def lock(
+        self, name: str, timeout: float = LOCK_SECONDS, waiting: Callable[[str], None] = lambda line: None
+    ) -> contextlib.AbstractContextManager[None]:
         """Hold the build of ``name``, see ``folder_lock``."""
         make_folder(self.folder)
-        return folder_lock(self.folder, name, timeout)
+        return folder_lock(self.folder, name, timeout, waiting)
 
     def _examine(self, path: Path) -> Found:
         try:

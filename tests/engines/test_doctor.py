@@ -220,3 +220,14 @@ def test_an_onnxruntime_that_is_refused_is_told_and_nothing_is_chosen(monkeypatc
     assert "(of onnxruntime " in text
     with pytest.raises(BackendError, match=r"1\.20\.0 is installed"):
         select.create_backend("auto")
+
+
+@pytest.mark.parametrize(("capability", "advised"), [("8.6", True), ("12.0", True), ("9.0", False), ("7.5", False)])
+def test_engines_of_tensorrt_rtx_are_advised_where_they_run(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capability: str, advised: bool
+) -> None:
+    info = DeviceInfo(0, "GPU", capability, 1 << 30, "13.0", "12.9")
+    monkeypatch.setattr(doctor, "_tensorrt", lambda name: ("1.7.1.116", None))
+    monkeypatch.setattr(doctor, "_gpu", lambda: (info, None))
+    advice = "\n".join(doctor.examine(bundle).advice)
+    assert (f"for --backend tensorrt-rtx: freeprompt build {bundle.path} --backend tensorrt-rtx" in advice) == advised

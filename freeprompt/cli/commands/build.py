@@ -288,7 +288,7 @@ def _outcome_to_line(outcome: Outcome) -> str:
     if metadata.parity:
         found.append(f"differs from ONNX Runtime by {max(p.relative_l2 for p in metadata.parity):.1e}")
     else:
-        found.append("not yet checked: that needs a GPU")
+        found.append("not yet checked: that needs a GPU that it is for")
     if metadata.attention_layers and metadata.layers:
         count = "an unknown number" if metadata.fused_attention is None else metadata.fused_attention
         found.append(f"{count} of {metadata.attention_layers} attention layers fused")

@@ -244,10 +244,10 @@ def test_engines_from_elsewhere_are_loaded_only_when_adopted(
 
 def test_a_second_build_waits_for_the_first(bundle: Bundle) -> None:
     store = EngineStore(bundle, FLAVOURS["tensorrt"], None)
-    order = []
+    order: list[str] = []
 
     def second() -> None:
-        with EngineStore(bundle, FLAVOURS["tensorrt"], None).lock("x"):
+        with EngineStore(bundle, FLAVOURS["tensorrt"], None).lock("x", waiting=order.append):
             order.append("second")
 
     with store.lock("x"):
@@ -258,7 +258,7 @@ def test_a_second_build_waits_for_the_first(bundle: Bundle) -> None:
         time.sleep(0.1)
         order.append("first")
     thread.join(timeout=30)
-    assert order == ["first", "second"]
+    assert order == ["another process is building x; waiting for it", "first", "second"]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -223,6 +224,14 @@ def test_a_process_that_says_nothing(
     monkeypatch.setattr(module, "_START", script)
     with pytest.raises(BackendError, match=said):
         build_in_child(request(Bundle.open(tiny_bundle, verify=False), tmp_path))
+
+
+def test_a_process_that_does_not_listen(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that is longer than what the system keeps for one who has not read yet."""
+    monkeypatch.setattr(module, "_START", "import os; os.close(0); raise SystemExit(4)")
+    asked = request(Bundle.open(tiny_bundle, verify=False), tmp_path)
+    with pytest.raises(BackendError, match=r"crashed.*\(exit code 4\)"):
+        build_in_child(replace(asked, profiles=asked.profiles * 10_000))
 
 
 def test_the_library_is_found_whatever_the_folder_is(

@@ -130,7 +130,7 @@ profiler = create_profiler(trt, times)
 assert isinstance(profiler, trt.IProfiler)
 profiler.report_layer_time(layer_name="a", ms=1.5)
 assert times.samples == {"a": [1.5]}
-print(json.dumps([said, messages.warnings, lines, refused]))
+print(json.dumps([said, list(messages.warnings), lines, refused]))
 """
 
 

@@ -95,6 +95,9 @@ def test_a_build_on_the_gpu_checks_what_was_built_without(bundle: Bundle, tmp_pa
     machine = gpu()
     assert build(bundle, machine).how == "kept"
     assert len(notes(tmp_path)) == 1
+    later = gpu()
+    encode(later, bundle)
+    assert (machine.trt.compiled, later.trt.compiled) == (1, 0), "and its kernels are kept"
     wrong = gpu(capability=(8, 9))
     wrong.trt.distort = lambda values: values * 1.01
     with pytest.raises(BackendError, match="is wrong"):
