@@ -13,7 +13,7 @@ from freeprompt.contract.session import Backend
 from freeprompt.engines.comparison import THRESHOLDS, profile_to_sizes
 from freeprompt.engines.reference import session_to_parity
 from freeprompt.engines.shapes import Shapes
-from freeprompt.engines.tensorrt.progress import Reporter
+from freeprompt.engines.tensorrt.building.progress import Reporter
 
 
 @runtime_checkable

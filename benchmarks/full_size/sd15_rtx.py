@@ -27,7 +27,7 @@ from freeprompt.contract.bundle import Bundle
 from freeprompt.contract.errors import BackendError
 from freeprompt.engines.artifacts.bundle_copy import copy_bundle
 from freeprompt.engines.shapes import Shapes
-from freeprompt.engines.tensorrt.bundle_build import EACH, SHARED, BundleBuild, build_bundle
+from freeprompt.engines.tensorrt.building.bundle_build import EACH, SHARED, BundleBuild, build_bundle
 from freeprompt.engines.tensorrt.library import load_library
 from freeprompt.runtime.inputs.arguments import size_to_latents
 from freeprompt.runtime.plan.shapes import usual_sizes

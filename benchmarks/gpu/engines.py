@@ -12,7 +12,7 @@ import msgspec
 from freeprompt.contract.bundle import Bundle
 from freeprompt.engines.shapes import Shapes
 from freeprompt.engines.tensorrt.backend import TensorRTBackend
-from freeprompt.engines.tensorrt.bundle_build import EACH, SHARED, BundleBuild, build_bundle
+from freeprompt.engines.tensorrt.building.bundle_build import EACH, SHARED, BundleBuild, build_bundle
 from freeprompt.engines.tensorrt.library import load_library
 from freeprompt.runtime.inputs.arguments import size_to_latents
 from freeprompt.runtime.plan.shapes import Batch, batches_to_sizes, usual_sizes

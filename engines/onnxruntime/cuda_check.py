@@ -16,7 +16,7 @@ from freeprompt.engines.comparison import THRESHOLDS, profile_to_sizes, seeded_i
 from freeprompt.engines.onnxruntime.cuda_notes import CudaNote, CudaNotes, CudaTiming
 from freeprompt.engines.reference import session_to_parity
 from freeprompt.engines.shapes import Profile, Shapes
-from freeprompt.engines.tensorrt.progress import Reporter
+from freeprompt.engines.tensorrt.building.progress import Reporter
 
 # Enough for a median that the choice of kernels in the first runs does not touch.
 WARM_RUNS, WARM_SECONDS, TIMED_RUNS = 3, 0.5, 11

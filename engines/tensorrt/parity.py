@@ -10,9 +10,9 @@ from freeprompt.contract.parity import Parity
 from freeprompt.contract.session import Session
 from freeprompt.engines.comparison import profile_to_sizes
 from freeprompt.engines.reference import session_to_parity
+from freeprompt.engines.tensorrt.building.progress import Reporter
 from freeprompt.engines.tensorrt.library import Flavour
 from freeprompt.engines.tensorrt.metadata import EngineMetadata
-from freeprompt.engines.tensorrt.progress import Reporter
 from freeprompt.engines.tensorrt.store import Machine
 from freeprompt.engines.verify import Runner, Verified
 

@@ -18,7 +18,7 @@ from benchmarks.gpu.profile_ort import WARM, events_to_nodes
 from benchmarks.gpu.profile_torch import events_to_kernels
 from benchmarks.gpu.profiles import tensorrt_profile
 from freeprompt.contract.bundle import Bundle
-from freeprompt.engines.tensorrt.bundle_build import build_bundle
+from freeprompt.engines.tensorrt.building.bundle_build import build_bundle
 from tests.engines.conftest import Machine
 
 

@@ -11,9 +11,9 @@ import pytest
 from freeprompt.contract.bundle import Bundle
 from freeprompt.engines.cuda.runtime import CudaRuntime
 from freeprompt.engines.tensorrt.backend import TensorRTBackend
-from freeprompt.engines.tensorrt.bundle_build import BundleBuild, Outcome, build_bundle
+from freeprompt.engines.tensorrt.building.bundle_build import BundleBuild, Outcome, build_bundle
+from freeprompt.engines.tensorrt.building.progress import Reporter
 from freeprompt.engines.tensorrt.library import FLAVOURS, Library, Messages
-from freeprompt.engines.tensorrt.progress import Reporter
 from freeprompt.engines.tensorrt.store import EngineStore
 from tests.engines.cuda.fake_cuda import FakeCuda
 from tests.engines.tensorrt.fake_tensorrt import FakeTensorRT

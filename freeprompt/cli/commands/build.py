@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from freeprompt.contract.bundle import Bundle
     from freeprompt.engines.backend_name import ProviderSpec
     from freeprompt.engines.shapes import Shapes
-    from freeprompt.engines.tensorrt.bundle_build import Outcome
+    from freeprompt.engines.tensorrt.building.bundle_build import Outcome
 
 DESCRIPTION = """\
 Build TensorRT engines of BUNDLE for the GPU of this machine, and keep them in it. An engine holds
@@ -175,7 +175,7 @@ def run(arguments: argparse.Namespace) -> None:
 def _build_tensorrt(bundle: Bundle, shapes: Shapes, arguments: argparse.Namespace, stages: Stages) -> None:
     from freeprompt.contract.errors import BackendError
     from freeprompt.engines.tensorrt.backend import TensorRTBackend
-    from freeprompt.engines.tensorrt.bundle_build import BundleBuild, build_bundle
+    from freeprompt.engines.tensorrt.building.bundle_build import BundleBuild, build_bundle
     from freeprompt.engines.tensorrt.library import load_library
     from freeprompt.engines.tensorrt.rtx import text_to_capabilities
 

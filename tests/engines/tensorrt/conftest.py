@@ -10,7 +10,7 @@ import pytest
 
 from freeprompt.contract.bundle import Bundle
 from freeprompt.engines.artifacts.bundle_copy import copy_bundle
-from freeprompt.engines.tensorrt.bundle_build import BundleBuild, Outcome, build_bundle
+from freeprompt.engines.tensorrt.building.bundle_build import BundleBuild, Outcome, build_bundle
 from tests.conftest import ROOT, cached_folder
 from tests.engines.conftest import SIZE
 from tests.shapes import shapes_of

@@ -18,8 +18,8 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from freeprompt.engines.tensorrt.progress import Reporter
-from freeprompt.engines.tensorrt.request import BuildRequest, Built
+from freeprompt.engines.tensorrt.building.progress import Reporter
+from freeprompt.engines.tensorrt.building.request import BuildRequest, Built
 from tests.engines.cuda.fake_core import MAIN
 from tests.engines.cuda.fake_cuda import FakeCuda
 

@@ -17,12 +17,12 @@ from freeprompt.contract.bundle import Bundle
 from freeprompt.contract.errors import BackendError, UsageError
 from freeprompt.engines.artifacts.signature import Signature
 from freeprompt.engines.shapes import Profile, Shapes, choose_profile
-from freeprompt.engines.tensorrt.bundle_build import BundleBuild
+from freeprompt.engines.tensorrt.building.bundle_build import BundleBuild
+from freeprompt.engines.tensorrt.building.progress import BuildProgress
+from freeprompt.engines.tensorrt.building.request import BuilderSettings
 from freeprompt.engines.tensorrt.engine import text_to_inspection
 from freeprompt.engines.tensorrt.library import FLAVOURS, at_least, explain
 from freeprompt.engines.tensorrt.metadata import metadata_from_json
-from freeprompt.engines.tensorrt.progress import BuildProgress
-from freeprompt.engines.tensorrt.request import BuilderSettings
 from freeprompt.engines.tensorrt.store import EngineStore
 from freeprompt.engines.tensorrt.store import Machine as Target
 from freeprompt.runtime.plan.shapes import Batch

@@ -19,9 +19,9 @@ import pytest
 from freeprompt.contract.bundle import Bundle
 from freeprompt.contract.errors import BackendError, Cancelled
 from freeprompt.engines.shapes import Profile
-from freeprompt.engines.tensorrt import process as module
-from freeprompt.engines.tensorrt.process import build_in_child
-from freeprompt.engines.tensorrt.request import BuilderSettings, BuildRequest
+from freeprompt.engines.tensorrt.building import process as module
+from freeprompt.engines.tensorrt.building.process import build_in_child
+from freeprompt.engines.tensorrt.building.request import BuilderSettings, BuildRequest
 from tests.cli.runner import assert_fails, call, finish, picture, start
 from tests.damage import edit_manifest
 

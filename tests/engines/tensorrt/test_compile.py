@@ -15,7 +15,7 @@ import pytest
 from freeprompt.contract.errors import UsageError
 from freeprompt.contract.manifest import TensorSpec
 from freeprompt.engines.shapes import Profile
-from freeprompt.engines.tensorrt.request import BuilderSettings, BuildRequest
+from freeprompt.engines.tensorrt.building.request import BuilderSettings, BuildRequest
 
 pytest.importorskip("polygraphy")
 

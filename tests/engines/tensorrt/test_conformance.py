@@ -102,7 +102,7 @@ warnings.simplefilter("error")
 import tensorrt_bindings
 sys.modules["tensorrt"] = tensorrt_bindings
 from freeprompt.engines.tensorrt.library import load_library
-from freeprompt.engines.tensorrt.progress import BuildProgress, create_monitor
+from freeprompt.engines.tensorrt.building.progress import BuildProgress, create_monitor
 library = load_library("tensorrt")
 trt, messages = library.trt, library.messages
 # As the library calls it: the method of the base class dispatches to ours.

@@ -12,11 +12,11 @@ import pytest
 from freeprompt.contract.bundle import Bundle
 from freeprompt.contract.errors import BackendError, OutputError
 from freeprompt.engines.shapes import Profile
-from freeprompt.engines.tensorrt.bundle_build import EACH, BundleBuild, Outcome, build_bundle
+from freeprompt.engines.tensorrt.building.bundle_build import EACH, BundleBuild, Outcome, build_bundle
+from freeprompt.engines.tensorrt.building.process import build_in_child
+from freeprompt.engines.tensorrt.building.request import BuilderSettings, BuildRequest, Built
 from freeprompt.engines.tensorrt.engine import Engine
 from freeprompt.engines.tensorrt.library import FLAVOURS
-from freeprompt.engines.tensorrt.process import build_in_child
-from freeprompt.engines.tensorrt.request import BuilderSettings, BuildRequest, Built
 from freeprompt.engines.tensorrt.rtx import compute_capabilities
 from freeprompt.engines.tensorrt.store import EngineStore
 from tests.engines.conftest import SIZE

@@ -13,7 +13,7 @@ from freeprompt.contract.bundle import Bundle
 from freeprompt.contract.errors import BackendError, OutputError, UsageError
 from freeprompt.engines.comparison import seeded_inputs
 from freeprompt.engines.onnxruntime.backend import OnnxRuntimeBackend
-from freeprompt.engines.tensorrt.bundle_build import BundleBuild, Outcome
+from freeprompt.engines.tensorrt.building.bundle_build import BundleBuild, Outcome
 from freeprompt.engines.tensorrt.library import FLAVOURS
 from freeprompt.engines.tensorrt.rtx import text_to_capabilities
 from freeprompt.engines.tensorrt.runtime_cache import RuntimeCache

@@ -68,9 +68,9 @@ def main() -> None:
     version, how = sys.argv[1:3]
     trt = sys.modules["tensorrt"] = mock_tensorrt(version, how)
     from freeprompt.contract.errors import BackendError
-    from freeprompt.engines.tensorrt.compile import compile_engine
+    from freeprompt.engines.tensorrt.building.compile import compile_engine
+    from freeprompt.engines.tensorrt.building.request import BuildRequest
     from freeprompt.engines.tensorrt.library import load_library
-    from freeprompt.engines.tensorrt.request import BuildRequest
 
     request = msgspec.json.decode(sys.stdin.buffer.read(), type=BuildRequest)
     try:

@@ -33,9 +33,9 @@ from freeprompt.contract.files import read_regular
 from freeprompt.contract.manifest import TensorSpec
 from freeprompt.engines import shapes
 from freeprompt.engines.artifacts.metadata import save_file
+from freeprompt.engines.tensorrt.building.progress import BuildProgress, Reporter, create_monitor
+from freeprompt.engines.tensorrt.building.request import BuildRequest, Built
 from freeprompt.engines.tensorrt.library import Library, explain
-from freeprompt.engines.tensorrt.progress import BuildProgress, Reporter, create_monitor
-from freeprompt.engines.tensorrt.request import BuildRequest, Built
 
 if TYPE_CHECKING:
     from freeprompt.engines.tensorrt.api import BuildingTensorRT, IBuilderConfig, INetworkDefinition

@@ -15,13 +15,13 @@ from freeprompt.engines.comparison import THRESHOLDS
 from freeprompt.engines.onnxruntime.external_data import checked_snapshot
 from freeprompt.engines.shapes import Profile, Shapes
 from freeprompt.engines.tensorrt.backend import TensorRTBackend
+from freeprompt.engines.tensorrt.building.process import build_in_child
+from freeprompt.engines.tensorrt.building.progress import Reporter
+from freeprompt.engines.tensorrt.building.request import BuilderSettings, BuildRequest, Compile
 from freeprompt.engines.tensorrt.context import LoadedEngine
 from freeprompt.engines.tensorrt.library import Library
 from freeprompt.engines.tensorrt.metadata import EngineMetadata
 from freeprompt.engines.tensorrt.parity import measure_parity
-from freeprompt.engines.tensorrt.process import build_in_child
-from freeprompt.engines.tensorrt.progress import Reporter
-from freeprompt.engines.tensorrt.request import BuilderSettings, BuildRequest, Compile
 from freeprompt.engines.tensorrt.store import EngineStore, Found
 
 SHARED, EACH = "shared", "each"

@@ -11,7 +11,7 @@ import msgspec
 from freeprompt.contract.errors import BackendError, FreePromptError, OutputError, UsageError
 from freeprompt.contract.manifest import TensorSpec
 from freeprompt.engines.shapes import Profile
-from freeprompt.engines.tensorrt.progress import Reporter
+from freeprompt.engines.tensorrt.building.progress import Reporter
 
 
 @dataclass(frozen=True)

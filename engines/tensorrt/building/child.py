@@ -19,9 +19,9 @@ from typing import cast
 import msgspec
 
 from freeprompt.contract.errors import BackendError, FreePromptError
+from freeprompt.engines.tensorrt.building.progress import Reporter
+from freeprompt.engines.tensorrt.building.request import Answer, BuildRequest, Built, Done, Line, error_to_answer
 from freeprompt.engines.tensorrt.library import load_library
-from freeprompt.engines.tensorrt.progress import Reporter
-from freeprompt.engines.tensorrt.request import Answer, BuildRequest, Built, Done, Line, error_to_answer
 
 INSTALL_POLYGRAPHY = "polygraphy is not installed, which builds engines; install it: pip install polygraphy"
 
@@ -54,7 +54,7 @@ def _build(request: BuildRequest, progress: Reporter) -> Built:
     # Polygraphy imports TensorRT-RTX by the name of the package that only adds a name to the bindings.
     sys.modules.setdefault(library.flavour.modules[0], cast("ModuleType", library.trt))
     try:
-        from freeprompt.engines.tensorrt.compile import compile_engine
+        from freeprompt.engines.tensorrt.building.compile import compile_engine
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] == "polygraphy":
             raise BackendError(INSTALL_POLYGRAPHY) from error

@@ -14,14 +14,14 @@ from typing import BinaryIO
 import msgspec
 
 from freeprompt.contract.errors import BackendError
+from freeprompt.engines.tensorrt.building.progress import Reporter
+from freeprompt.engines.tensorrt.building.request import Answer, BuildRequest, Built, Done, Line, answer_to_error
 from freeprompt.engines.tensorrt.library import FLAVOURS
-from freeprompt.engines.tensorrt.progress import Reporter
-from freeprompt.engines.tensorrt.request import Answer, BuildRequest, Built, Done, Line, answer_to_error
 
 # The same modules as here, whatever folder is the current one.
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from freeprompt.engines.tensorrt.child import main; main()"
+    "from freeprompt.engines.tensorrt.building.child import main; main()"
 )
 _SHOWN = 300
 
