@@ -186,6 +186,7 @@ def test_weights_are_counted_once_on_disk_and_once_a_session_in_memory(
     monkeypatch.setattr(footprint, "free_bytes", lambda: 10**9)
     found = footprint.bundle_to_footprint(bundle, on_gpu=False)
     assert found.weights == found.least == sum(sizes.values())
+    assert found.available == 10**9
     copies = sum(sizes.values()) + 2 * sizes["unet.weights"]  # step, record and step_recorded
     assert found.most == round(1.6 * copies)
     monkeypatch.setattr(footprint, "_device_memory", lambda: None)
